@@ -1,0 +1,133 @@
+"""Every error a client can get, as ``application/problem+json`` (RFC 9457).
+
+Routes raise ``Problem``; the table at the end turns other exceptions into one. This is the only
+file that knows status codes.
+"""
+
+import logging
+from typing import Any
+
+import redis
+from flask import Flask, Response, json, jsonify
+from kombu.exceptions import OperationalError
+from werkzeug.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+TITLES = {
+    400: "The request cannot be read",
+    401: "An API key is needed",
+    403: "Not allowed",
+    404: "Not found",
+    405: "This method is not offered here",
+    409: "Not possible in the present state",
+    410: "No longer available",
+    413: "The request is too large",
+    415: "The body must be JSON",
+    422: "The request holds values that cannot be used",
+    429: "Too many requests",
+    500: "The server made a mistake",
+    503: "The service cannot take this request now",
+    504: "The result did not come in time",
+}
+
+
+class Problem(Exception):
+    """An error with a status, a sentence for people, and field errors for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: list[dict[str, Any]] | None = None,
+        retry_after_s: int | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors or []
+        self.retry_after_s = retry_after_s
+        self.extra = extra
+
+    def body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": TITLES.get(self.status, "Error"),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            body["errors"] = self.errors
+        return body | self.extra
+
+    def response(self) -> Response:
+        response = jsonify(self.body())
+        response.status_code = self.status
+        response.content_type = "application/problem+json"
+        if self.retry_after_s is not None:
+            response.headers["Retry-After"] = str(self.retry_after_s)
+        return response
+
+
+def field_problem(field: str, value: Any, detail: str) -> Problem:
+    """A 422 about one field."""
+    error = {"field": field, "value": shorten(value), "detail": detail}
+    return Problem(422, f"{field}: {detail}", errors=[error])
+
+
+def shorten(value: Any, limit: int = 80) -> Any:
+    """A value as it may be repeated to the client: whole when short, its beginning when long."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    # Half a surrogate pair cannot be sent back as UTF-8.
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def redis_away() -> Problem:
+    return Problem(503, "Redis cannot be reached; try again in a moment.", retry_after_s=2)
+
+
+def no_worker() -> Problem:
+    return Problem(
+        503,
+        "No speech worker is running. Start one with `make worker` (`make run` starts everything).",
+        retry_after_s=5,
+    )
+
+
+def register(app: Flask) -> None:
+    """Make every exception that leaves a route a problem response."""
+
+    @app.errorhandler(Problem)
+    def problem(error: Problem) -> Response:
+        return error.response()
+
+    @app.errorhandler(redis.ConnectionError)
+    @app.errorhandler(redis.TimeoutError)
+    @app.errorhandler(OperationalError)
+    def away(error: Exception) -> Response:
+        logger.warning("Redis is away: %s", error)
+        return redis_away().response()
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == 413:
+            limit = app.config["MAX_CONTENT_LENGTH"]
+            return Problem(413, f"The body is larger than {limit} bytes.").response()
+        response = Problem(status, error.description or error.name).response()
+        if allowed := getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(sorted(allowed))
+        return response
+
+    @app.errorhandler(Exception)
+    def mistake(error: Exception) -> Response:
+        # The last line of defence: the client learns that it was us, the log learns why.
+        logger.exception("unexpected error")
+        return Problem(
+            500, "An unexpected error happened; the log of the server has it."
+        ).response()

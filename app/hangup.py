@@ -1,0 +1,52 @@
+"""Notices at once that a client has closed its connection.
+
+Writing to a dead connection fails only at the second write, long after its chunks were spoken
+for nobody. So one thread per process watches the sockets of all open streams and is told by the
+kernel when the other side hangs up.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class HangupWatch:
+    """Calls back when the peer of a watched socket closes."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="hangup", daemon=True).start()
+
+    @contextmanager
+    def watch(self, sock: socket.socket | None, callback: Callable[[], None]) -> Iterator[None]:
+        """Within the block, ``callback`` runs once, in the watching thread, on a hang-up."""
+        fileno = -1 if sock is None else sock.fileno()
+        if fileno < 0:
+            # Not a server that shows its socket: fall back to noticing when a write fails.
+            yield
+            return
+        with self._lock:
+            self._callbacks[fileno] = callback
+            self._poll.register(fileno, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLONESHOT)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.pop(fileno, None)
+                try:
+                    self._poll.unregister(fileno)
+                except OSError:
+                    # Closed while we were looking away; the kernel has dropped it already.
+                    pass
+
+    def _run(self) -> None:
+        while True:
+            for fileno, _ in self._poll.poll():
+                with self._lock:
+                    callback = self._callbacks.pop(fileno, None)
+                if callback is not None:
+                    callback()

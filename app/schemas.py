@@ -1,0 +1,141 @@
+"""What clients may send, checked at the edge so that nothing further in has to check again."""
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from flask import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import Problem, shorten
+
+STEPS = (1, 50)
+SPEED = (0.5, 2.0)
+PAUSE_S = (0.0, 3.0)
+SEED = (0, 2**32 - 1)
+CHUNK_CHARS = (50, 900)
+
+Steps = Annotated[int, Field(strict=True, ge=STEPS[0], le=STEPS[1])]
+Speed = Annotated[float, Field(strict=True, ge=SPEED[0], le=SPEED[1])]
+Pause = Annotated[float, Field(strict=True, ge=PAUSE_S[0], le=PAUSE_S[1])]
+Seed = Annotated[int, Field(strict=True, ge=SEED[0], le=SEED[1])]
+ChunkChars = Annotated[int, Field(strict=True, ge=CHUNK_CHARS[0], le=CHUNK_CHARS[1])]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class SpeechBody(_Body):
+    """Fields of every request for speech. Voices and languages are checked against the model."""
+
+    text: Annotated[str, Field(strict=True)]
+    voice: Annotated[str, Field(strict=True)] = "M1"
+    language: Annotated[str, Field(strict=True)] = "en"
+    steps: Steps = 2
+    speed: Speed = 1.05
+    seed: Seed | None = None
+    pause_s: Pause = 0.3
+
+
+class FileBody(SpeechBody):
+    """POST /synthesize."""
+
+    output_format: Literal["base64", "wav"] = "base64"
+
+
+class StreamBody(FileBody):
+    """POST /synthesize/stream. ``output_format`` is accepted, as the same fields go everywhere;
+    events always carry WAV in base64. ``resumable`` keeps the job when the client goes away.
+    """
+
+    resumable: Annotated[bool, Field(strict=True)] = False
+
+
+class LongBody(FileBody):
+    """POST /synthesize/long."""
+
+    target_chunk_chars: ChunkChars = 300
+    max_chunk_chars: ChunkChars = 900
+
+
+class BatchBody(_Body):
+    """POST /config/batch."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    max_wait_time_ms: Annotated[float, Field(ge=0, le=1000)] | None = None
+
+
+T = TypeVar("T", bound=_Body)
+
+
+def read_json(request: Request) -> Any:
+    """The request's JSON body.
+
+    Raises:
+        Problem: 415 for another content type, 400 for what is not JSON.
+    """
+    if request.mimetype != "application/json":
+        got = request.mimetype or "none"
+        raise Problem(415, f"Content-Type is {got}; send application/json.")
+    return parse_json(request.get_data())
+
+
+def parse_json(data: bytes | str) -> Any:
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        # UnicodeDecodeError is a ValueError too.
+        raise Problem(400, f"The body is not valid JSON: {error}.") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def validate(schema: type[T], data: Any) -> T:
+    """Check data against a schema.
+
+    Raises:
+        Problem: 422 with one error per field: its name, the value sent, and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise Problem(422, f"The body must be a JSON object, not {type(data).__name__}.")
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        errors = [_field_error(schema, entry) for entry in error.errors()]
+        detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors)
+        raise Problem(422, detail, errors=errors) from None
+
+
+def _field_error(schema: type[_Body], error: Any) -> dict[str, Any]:
+    # A union ("a number or null") appends the branch that was tried; the field comes first.
+    field = shorten(str(error["loc"][0])) if error["loc"] else ""
+    detail = _allowed(schema, field, error)
+    value = None if error["type"] == "missing" else shorten(error["input"])
+    return {"field": field, "value": value, "detail": detail}
+
+
+_RANGES = {
+    "steps": f"a whole number from {STEPS[0]} to {STEPS[1]}",
+    "speed": f"a number from {SPEED[0]} to {SPEED[1]}",
+    "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
+    "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
+    "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
+    "output_format": '"base64" or "wav"',
+    "resumable": "true or false",
+    "max_batch_size": "a whole number from 1 to 256",
+    "max_wait_time_ms": "a number of milliseconds from 0 to 1000",
+    "text": "a string",
+    "voice": "the name of a voice, as GET /voices lists them",
+    "language": "the code of a language, as GET /voices lists them",
+}
+
+
+def _allowed(schema: type[_Body], field: str, error: Any) -> str:
+    if error["type"] == "missing":
+        return f"is required: {_RANGES[field]}"
+    if error["type"] == "extra_forbidden":
+        return f"is not a known field; known are {', '.join(schema.model_fields)}"
+    return f"must be {_RANGES[field]}" if field in _RANGES else str(error["msg"])

@@ -1,0 +1,247 @@
+"""Speech while it is made: Server-Sent Events and WebSocket frames.
+
+SSE ids count what a client has seen: 0 is ``accepted``, k + 1 is chunk k. Chunks leave in order,
+so that one number is enough to resume anywhere, on any web process.
+"""
+
+import base64
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Response, current_app, request
+from flask_sock import Sock
+from simple_websocket import ConnectionClosed, Server
+
+from app.access import owner_of
+from app.errors import Problem
+from app.jobs import Ended, Gap, Quiet, Speech, Spoken
+from app.schemas import SpeechBody, parse_json, validate
+from supertonic.audio import wav_bytes
+from tasks.messages import Job, Kind, Piece, State
+
+HEARTBEAT_FIRST_S = 1.0
+HEARTBEAT_LATER_S = 15.0
+
+sock = Sock()
+
+
+def sse_response(
+    speech: Speech,
+    job: Job,
+    pieces: list[Piece],
+    after: int = -2,
+    *,
+    with_audio: bool = True,
+    cancel_on_hangup: bool = False,
+) -> Response:
+    """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning."""
+    events = _events(speech, job, pieces, after, with_audio)
+    if cancel_on_hangup:
+        events = _cancelling(speech, job, events)
+    response = Response(events, content_type="text/event-stream; charset=utf-8")
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    # nginx would otherwise hold events back until a buffer is full.
+    response.headers["X-Accel-Buffering"] = "no"
+    response.headers["X-Job-Id"] = job.job_id
+    return response
+
+
+def _events(
+    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool
+) -> Iterator[str]:
+    if after < -1:
+        yield _sse("accepted", accepted(job), 0)
+    samples, beat_at, beat_s = 0, time.monotonic(), HEARTBEAT_FIRST_S
+    for item in speech.follow(job, pieces, max(after, -1), with_audio):
+        match item:
+            case Spoken():
+                samples += item.n_samples
+                yield _sse("chunk", _chunk(job, item), item.index + 1)
+                if job.kind is not Kind.LONG and with_audio:
+                    grace_s = speech.settings.delivered_ttl_s
+                    speech.store.let_go(job.job_id, [item.index], grace_s)
+                beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
+            case Gap():
+                detail = "The audio of this chunk is no longer kept."
+                yield _sse("gap", {"index": item.index, "detail": detail}, item.index + 1)
+            case Quiet() if time.monotonic() - beat_at >= beat_s:
+                yield ": heartbeat\n\n"
+                beat_at = time.monotonic()
+            case Ended():
+                yield _ending(job, item, samples)
+
+
+def _cancelling(speech: Speech, job: Job, events: Iterator[str]) -> Iterator[str]:
+    """The events, and a cancelled job when the client goes before the end."""
+
+    def gone() -> None:
+        speech.cancel(job)
+
+    peer = request.environ.get("gunicorn.socket")
+    watch = current_app.extensions["hangup"].watch(peer, gone)
+
+    def run() -> Iterator[str]:
+        is_complete = False
+        try:
+            with watch:
+                yield from events
+            is_complete = True
+        finally:
+            if not is_complete:
+                gone()
+
+    return run()
+
+
+def accepted(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "total": job.count,
+        "sample_rate": job.sample_rate,
+        "seed": job.request.seed,
+        "warnings": list(job.warnings),
+    }
+
+
+def _chunk(job: Job, item: Spoken) -> dict[str, Any]:
+    body: dict[str, Any] = {"index": item.index, "total": job.count}
+    if item.pcm is not None:
+        wav = wav_bytes(item.pcm, job.sample_rate)
+        body["audio_base64"] = base64.b64encode(wav).decode("ascii")
+    return body | {
+        "duration_seconds": round(item.n_samples / job.sample_rate, 4),
+        "n_samples": item.n_samples,
+        "sample_rate": job.sample_rate,
+        "text": item.text,
+        **item.facts,
+    }
+
+
+def _ending(job: Job, item: Ended, samples: int) -> str:
+    if item.state is State.DONE:
+        seconds = round(samples / job.sample_rate, 4)
+        body = {"total_chunks": job.count, "duration_seconds": seconds, "job_id": job.job_id}
+        return _sse("done", body, job.count + 1)
+    if item.state is State.CANCELLED:
+        return _sse("cancelled", {"job_id": job.job_id}, job.count + 1)
+    return _sse("error", failure(job, item.error).body(), job.count + 1)
+
+
+def failure(job: Job, error: str) -> Problem:
+    """Why a job failed, for any kind of answer."""
+    return Problem(500, error or "The job failed.", job_id=job.job_id)
+
+
+def _sse(event: str, body: dict[str, Any], event_id: int) -> str:
+    return f"id: {event_id}\nevent: {event}\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+# -- WebSocket -------------------------------------------------------------------------------
+
+
+class _Conversation:
+    """One WebSocket: texts in, binary audio frames out, one text at a time, in order.
+
+    The socket's messages are read in a thread of their own, so that a cancel or a hang-up takes
+    effect while chunks are being sent.
+    """
+
+    def __init__(self, ws: Server, speech: Speech, owner: str) -> None:
+        self.ws = ws
+        self.speech = speech
+        self.owner = owner
+        self.wishes: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.lock = threading.Lock()
+        self.send_lock = threading.Lock()
+        self.job: Job | None = None
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="websocket", daemon=True).start()
+        while (wish := self.wishes.get()) is not None:
+            try:
+                self._speak(wish)
+            except Problem as problem:
+                self._send(problem.body() | {"type": "error"})
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._hear(self.ws.receive())
+        except ConnectionClosed:
+            self._cancel()
+            self.wishes.put(None)
+
+    def _hear(self, message: str | bytes) -> None:
+        try:
+            data = parse_json(message)
+            kind = data.pop("type", None) if isinstance(data, dict) else None
+            if kind == "speak":
+                self.wishes.put(data)
+            elif kind == "cancel":
+                self._drop_wishes()
+                if not self._cancel():
+                    self._send({"type": "cancelled", "samples_sent": 0})
+            else:
+                raise Problem(422, 'type: must be "speak" or "cancel".')
+        except Problem as problem:
+            self._send(problem.body() | {"type": "error"})
+
+    def _drop_wishes(self) -> None:
+        while not self.wishes.empty():
+            self.wishes.get_nowait()
+
+    def _cancel(self) -> bool:
+        with self.lock:
+            job = self.job
+        if job is not None:
+            self.speech.cancel(job)
+        return job is not None
+
+    def _speak(self, wish: dict[str, Any]) -> None:
+        body = validate(SpeechBody, wish)
+        job, pieces = self.speech.submit(body, Kind.STREAM, self.owner)
+        with self.lock:
+            self.job = job
+        self._send({"type": "accepted"} | accepted(job))
+        sent = 0
+        for item in self.speech.follow(job, pieces):
+            if isinstance(item, Spoken) and item.pcm is not None:
+                self._send({"type": "chunk"} | _chunk_head(job, item), item.pcm)
+                sent += item.n_samples
+                grace_s = self.speech.settings.delivered_ttl_s
+                self.speech.store.let_go(job.job_id, [item.index], grace_s)
+            elif isinstance(item, Ended):
+                self._end(job, item, sent)
+        with self.lock:
+            self.job = None
+
+    def _end(self, job: Job, item: Ended, sent: int) -> None:
+        if item.state is State.FAILED:
+            self._send(failure(job, item.error).body() | {"type": "error"})
+        else:
+            facts = {"job_id": job.job_id, "total_chunks": job.count, "samples_sent": sent}
+            self._send({"type": item.state.value} | facts)
+
+    def _send(self, body: dict[str, Any], frame: bytes | None = None) -> None:
+        try:
+            with self.send_lock:
+                self.ws.send(json.dumps(body, ensure_ascii=False))
+                if frame is not None:
+                    self.ws.send(frame)
+        except ConnectionClosed:
+            # The reading thread notices too, cancels the job and ends the conversation.
+            pass
+
+
+def _chunk_head(job: Job, item: Spoken) -> dict[str, Any]:
+    return _chunk(job, Spoken(item.index, item.text, None, item.n_samples, item.facts))
+
+
+@sock.route("/ws/synthesize")  # type: ignore[untyped-decorator]
+def synthesize(ws: Server) -> None:
+    """Text in, binary s16le frames out; see README for the messages."""
+    _Conversation(ws, current_app.extensions["speech"], owner_of(request)).run()

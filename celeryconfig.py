@@ -1,0 +1,58 @@
+"""Celery's settings for every process of this project: plain values, each with its reason."""
+
+from kombu import Queue
+
+from tasks.settings import Settings
+
+_settings = Settings.from_env()
+
+broker_url = _settings.redis_url
+broker_connection_retry_on_startup = True
+broker_transport_options = {
+    # A dead worker's messages come back after this long. Living workers renew what they hold
+    # (tasks/consumer.py), so a long queue never looks like a dead worker.
+    "visibility_timeout": _settings.visibility_timeout_s,
+    # Kombu sweeps for expired messages every 100 s by default, which would make the line above
+    # meaningless; sweep every second instead.
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+    # A worker killed inside the sweep must not block everybody's recovery for five minutes.
+    "unacked_mutex_expire": 5,
+    # Urgency is expressed by queues, not by message priority: one Redis list per queue.
+    "priority_steps": [0],
+    # Strictly the first queue first. The default, round robin, would ignore urgency.
+    "queue_order_strategy": "priority",
+    "health_check_interval": 10,
+    "socket_keepalive": True,
+    "socket_connect_timeout": 2,
+}
+
+# high: the first chunk of a stream. normal: what follows. low: long jobs. files: assembling them.
+task_queues = [Queue(name) for name in ("high", "normal", "low", "files")]
+task_default_queue = "normal"
+task_create_missing_queues = True
+
+# Nothing on the wire can carry code: JSON in, JSON out, and no result backend at all, because
+# results travel as events (tasks/events.py).
+accept_content = ["json"]
+task_serializer = "json"
+result_backend = None
+task_ignore_result = True
+
+# A message is acknowledged after its audio is published, and returned when its worker is lost.
+task_acks_late = True
+task_reject_on_worker_lost = True
+
+# Two batches: one running, one staged. More would only have to be handed back at a stop.
+worker_prefetch_multiplier = 64
+# One thread owns the device.
+worker_pool = "threads"
+worker_concurrency = 1
+# Flower switches events on when it starts; without it nobody pays for them.
+worker_send_task_events = False
+worker_hijack_root_logger = False
+worker_cancel_long_running_tasks_on_connection_loss = False
+# Remote control replies are read from Redis lists; do not leave them behind.
+control_queue_expires = 60
+event_queue_expires = 60
+event_queue_ttl = 30

@@ -1,0 +1,7 @@
+"""Supertonic 2: text to 44.1 kHz speech in PyTorch, with no queue and no web in sight.
+
+Read it in this order: ``text`` (characters to ids), ``config`` (sizes), ``layers`` and the four
+networks ``duration_predictor``, ``text_encoder``, ``vector_estimator``, ``vocoder``; then
+``model``, which puts them together on one screen; then ``weights``, ``voices`` and ``engine``,
+which turn files and a device into ``synthesize(utterances)``.
+"""

@@ -1,0 +1,79 @@
+"""Who is spoken next, and with whom. Pure functions of what waits and what time it is.
+
+Order is by deadline: the moment a listener needs the first sample. A first chunk is due now, the
+chunk after ten seconds of audio is due in ten seconds, a long job's chunk has nobody listening
+and gets a deadline far enough away to let listeners pass, near enough that it always progresses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tasks.messages import Chunk
+
+# A long job's chunk may be passed by listeners for this long, then it counts like them.
+LOW_PATIENCE_S = 30.0
+# Padding a batch to its longest row may cost at most this much more than the rows by themselves.
+PADDING_BOUND = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one batch: rows, estimated audio seconds, and the wait for company."""
+
+    max_batch: int
+    max_seconds: float
+    max_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A chunk in the worker's hands, and when it came into them (same clock as ``now``).
+
+    ``alone`` marks a chunk whose batch was lost before: it runs by itself, so that if it is the
+    one that kills workers it takes nobody with it.
+    """
+
+    chunk: Chunk
+    arrived: float
+    alone: bool = False
+
+    @property
+    def order(self) -> tuple[float, float, int]:
+        return (self.chunk.due, self.arrived, self.chunk.index)
+
+
+def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting]:
+    """Choose the next batch, or nothing if waiting a little may find company.
+
+    The most urgent chunk always goes. Others join in order of urgency while the batch stays
+    within its limits and padding stays bounded.
+    """
+    if not waiting or wait_until(waiting, now, limits) > now:
+        return []
+    first, *others = sorted(waiting, key=lambda item: item.order)
+    batch = [first]
+    if first.alone:
+        return batch
+    seconds = longest = first.chunk.seconds
+    for item in others:
+        if len(batch) == limits.max_batch:
+            break
+        length = item.chunk.seconds
+        total = seconds + length
+        padded = max(longest, length) * (len(batch) + 1)
+        if item.alone or total > limits.max_seconds or padded > PADDING_BOUND * total:
+            continue
+        batch.append(item)
+        seconds, longest = total, max(longest, length)
+    return batch
+
+
+def wait_until(waiting: Sequence[Waiting], now: float, limits: Limits) -> float:
+    """When the batch should start: ``now``, or a few milliseconds after the oldest arrival.
+
+    A lone chunk never waits: nothing says that company is near. Two or more mean that requests
+    are arriving right now, and a short wait then fills the batch.
+    """
+    if len(waiting) < 2 or len(waiting) >= limits.max_batch:
+        return now
+    return max(now, min(item.arrived for item in waiting) + limits.max_wait_s)

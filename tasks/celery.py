@@ -1,0 +1,44 @@
+"""The Celery application of the speech workers, and how chunks get into its queues.
+
+``celery -A tasks worker`` starts a speech worker: Celery imports ``tasks.worker`` then, which
+brings the batching consumer. Importing this module alone costs no torch, so the web uses it too.
+"""
+
+from collections.abc import Iterable
+
+from celery import Celery
+
+from tasks.messages import Chunk
+
+SYNTHESIZE = "tasks.synthesize_chunk"
+ADVANCE = "tasks.advance_job"
+
+app = Celery("tasks", include=["tasks.worker"])
+app.config_from_object("celeryconfig")
+
+
+def send_chunks(chunks: Iterable[Chunk], expires_s: float) -> None:
+    """Put chunks into their queues, all in one pipeline.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker cannot be reached.
+    """
+    with app.producer_or_acquire() as producer, producer.batch(max_size=1000):
+        for chunk in chunks:
+            app.send_task(
+                SYNTHESIZE,
+                args=(chunk.to_json(),),
+                queue=chunk.urgency.value,
+                producer=producer,
+                ignore_result=True,
+                expires=expires_s,
+                retry=False,
+                # What Flower shows of a chunk: enough to find it, not the user's text.
+                argsrepr=f"('{chunk.job_id}', {chunk.index})",
+                kwargsrepr="{}",
+            )
+
+
+def send_advance(job_id: str) -> None:
+    """Ask the files worker to move a long job forward."""
+    app.send_task(ADVANCE, args=(job_id,), queue="files", ignore_result=True, retry=False)

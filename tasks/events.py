@@ -1,0 +1,376 @@
+"""What is known and said about a job: its record, its event stream and its audio, all in Redis.
+
+Keys of job J: ``supertonic:job:J`` (hash, the record), ``supertonic:events:J`` (stream, what
+happened, in order) and ``supertonic:audio:J:k`` (16-bit samples of chunk k). Every change that
+readers must see whole is one Lua script, so a chunk that is computed twice is published once and
+a job ends exactly once. Each change rings the bell: a pub/sub message that carries the job's id
+and nothing else, so a lost one costs a second, never a sample.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from tasks.messages import (
+    Job,
+    Kind,
+    Piece,
+    SpeechRequest,
+    State,
+    pieces_from_json,
+    pieces_to_json,
+)
+
+PREFIX = "supertonic:"
+BELL = PREFIX + "bell"
+JOBS = PREFIX + "jobs"
+TOTALS = PREFIX + "totals"
+
+# Publish one chunk's audio, once. Returns 1, or 0 when the job has ended or the chunk is there.
+_PUBLISH = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'queued' and state ~= 'running' then return 0 end
+local index, ttl, now = ARGV[1], tonumber(ARGV[5]), ARGV[6]
+if redis.call('HSETNX', KEYS[1], 'chunk:' .. index, ARGV[2]) == 0 then return 0 end
+redis.call('SET', KEYS[3], ARGV[4], 'EX', ttl)
+redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', index, 'n_samples', ARGV[2],
+           'facts', ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
+local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
+if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', now) end
+if done == tonumber(redis.call('HGET', KEYS[1], 'count'))
+   and redis.call('HGET', KEYS[1], 'kind') ~= 'long' then
+  redis.call('HSET', KEYS[1], 'state', 'done', 'finished_at', now)
+  redis.call('XADD', KEYS[2], '*', 'type', 'done')
+  redis.call('HINCRBY', KEYS[4], 'jobs_done', 1)
+end
+redis.call('HINCRBY', KEYS[4], 'chunks', 1)
+redis.call('HINCRBY', KEYS[4], 'samples', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('EXPIRE', KEYS[2], ttl)
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return 1
+"""
+
+# End a job, once. Returns 1, or 0 when it has ended before or is unknown.
+_END = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'queued' and state ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished_at', ARGV[3])
+redis.call('XADD', KEYS[2], '*', 'type', ARGV[1], 'error', ARGV[2])
+local ttl = redis.call('TTL', KEYS[1])
+if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
+redis.call('HINCRBY', KEYS[3], 'jobs_' .. ARGV[1], 1)
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return 1
+"""
+
+_RECORD = (
+    "kind",
+    "state",
+    "request",
+    "count",
+    "done",
+    "samples",
+    "sample_rate",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "error",
+    "warnings",
+    "owner",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """One spoken chunk on its way to its listeners. ``facts`` are timings and batch size."""
+
+    job_id: str
+    index: int
+    pcm: bytes  # s16le mono
+    facts: dict[str, float | int]
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``."""
+
+    entry_id: str
+    type: str
+    index: int = -1
+    n_samples: int = 0
+    facts: dict[str, float | int] | None = None
+    error: str = ""
+
+
+def connect(url: str) -> "redis.Redis":
+    """A Redis client that fails fast: a caller with a listener cannot wait out ten retries."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+        socket_connect_timeout=2,
+        socket_timeout=5,
+        # 300 KB per chunk: the default 32 KB reads cost nine times the CPU.
+        socket_read_size=262_144,
+        health_check_interval=15,
+        max_connections=2000,
+    )
+
+
+class EventStore:
+    """Reads and writes jobs, their events and their audio.
+
+    Every method raises ``redis.RedisError`` when Redis cannot be reached.
+    """
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self.redis = client
+        self._publish = client.register_script(_PUBLISH)
+        self._end = client.register_script(_END)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def create(self, job: Job, pieces: Sequence[Piece], ttl_s: int) -> None:
+        """Store a new job. It says nothing yet: the record itself is the first event."""
+        record = {
+            "kind": job.kind.value,
+            "state": job.state.value,
+            "request": json.dumps(asdict(job.request), ensure_ascii=False),
+            "count": job.count,
+            "done": 0,
+            "samples": 0,
+            "sample_rate": job.sample_rate,
+            "created_at": repr(job.created_at),
+            "warnings": json.dumps(job.warnings, ensure_ascii=False),
+            "owner": job.owner,
+            "pieces": pieces_to_json(list(pieces)),
+        }
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_job_key(job.job_id), mapping=record)
+            pipe.expire(_job_key(job.job_id), ttl_s)
+            if job.kind is Kind.LONG:
+                pipe.zadd(JOBS, {job.job_id: job.created_at})
+            pipe.hincrby(TOTALS, "jobs", 1)
+            pipe.execute()
+
+    def publish(self, results: Iterable[ChunkResult]) -> list[bool]:
+        """Publish audio. False marks what was there already, or whose job has ended."""
+        now = repr(time.time())
+        with self.redis.pipeline(transaction=False) as pipe:
+            for result in results:
+                self._publish(
+                    keys=[
+                        _job_key(result.job_id),
+                        _events_key(result.job_id),
+                        _audio_key(result.job_id, result.index),
+                        TOTALS,
+                    ],
+                    args=[
+                        result.index,
+                        len(result.pcm) // 2,
+                        json.dumps(result.facts),
+                        result.pcm,
+                        result.ttl_s,
+                        now,
+                        BELL,
+                        result.job_id,
+                    ],
+                    client=pipe,
+                )
+            return [bool(done) for done in pipe.execute()]
+
+    def end(self, job_id: str, state: State, error: str = "") -> bool:
+        """Bring a job to a final state. False when it has ended before, or is unknown."""
+        keys = [_job_key(job_id), _events_key(job_id), TOTALS]
+        args = [state.value, error, repr(time.time()), BELL, job_id]
+        return bool(self._end(keys=keys, args=args))
+
+    def count_attempt(self, job_id: str, index: int) -> int:
+        """How often a chunk has been delivered, this time included."""
+        return int(self.redis.hincrby(_job_key(job_id), f"attempt:{index}", 1))
+
+    def let_go(self, job_id: str, indexes: Iterable[int], grace_s: int) -> None:
+        """Keep delivered audio only ``grace_s`` longer, enough for a client to reconnect."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                pipe.expire(_audio_key(job_id, index), grace_s)
+            pipe.execute()
+
+    def forget_chunk(self, job_id: str, index: int) -> None:
+        """Make a published chunk unpublished: its audio was lost before anyone had it."""
+        key = _job_key(job_id)
+        n_samples = self.redis.hget(key, f"chunk:{index}")
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(key, f"chunk:{index}")
+            pipe.hincrby(key, "done", -1)
+            pipe.hincrby(key, "samples", -int(n_samples or 0))
+            pipe.execute()
+
+    def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
+        """Count a chunk that is known from elsewhere (a long job's file) as published."""
+        key = _job_key(job_id)
+        if self.redis.hsetnx(key, f"chunk:{index}", n_samples):
+            with self.redis.pipeline(transaction=True) as pipe:
+                pipe.hincrby(key, "done", 1)
+                pipe.hincrby(key, "samples", n_samples)
+                pipe.xadd(
+                    _events_key(job_id),
+                    {"type": "audio", "index": index, "n_samples": n_samples, "facts": "{}"},
+                )
+                pipe.execute()
+
+    def mark_sent(self, job_id: str, indexes: Iterable[int]) -> None:
+        """Remember when chunks of a long job were put into the queue."""
+        now = time.time()
+        self.redis.zadd(_sent_key(job_id), {str(index): now for index in indexes})
+        self.redis.expire(_sent_key(job_id), 86400)
+
+    def in_flight(self, job_id: str, stall_s: float) -> set[int]:
+        """Chunks of a long job in the queue. When nothing was published for ``stall_s`` while
+        they waited, the oldest of them count as lost and are not among the answers.
+        """
+        rows: Any = self.redis.zrange(_sent_key(job_id), 0, -1, withscores=True)
+        latest: Any = self.redis.xrevrange(_events_key(job_id), count=1)
+        heard_at = float(_text(latest[0][0]).split("-")[0]) / 1000 if latest else 0.0
+        deadline = time.time() - stall_s
+        return {int(index) for index, sent_at in rows if sent_at > deadline or heard_at > deadline}
+
+    def drop_audio(self, job_id: str, indexes: Iterable[int]) -> None:
+        keys = [_audio_key(job_id, index) for index in indexes]
+        if keys:
+            self.redis.unlink(*keys)
+
+    def forget_job(self, job_id: str) -> None:
+        self.redis.zrem(JOBS, job_id)
+        self.redis.unlink(_job_key(job_id), _events_key(job_id), _sent_key(job_id))
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job | None:
+        return self.jobs([job_id])[0]
+
+    def jobs(self, job_ids: Sequence[str]) -> list[Job | None]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(_job_key(job_id), _RECORD)
+            return [_job(job_id, row) for job_id, row in zip(job_ids, pipe.execute(), strict=True)]
+
+    def long_job_ids(self, limit: int = -1) -> list[str]:
+        """Ids of long jobs, the newest first."""
+        end = limit - 1 if limit > 0 else -1
+        return [_text(job_id) for job_id in self.redis.zrevrange(JOBS, 0, end)]
+
+    def pieces(self, job_id: str) -> list[Piece]:
+        stored = self.redis.hget(_job_key(job_id), "pieces")
+        return pieces_from_json(_text(stored)) if stored else []
+
+    def states(self, chunks: Sequence[tuple[str, int]]) -> list[tuple[State | None, bool]]:
+        """For each (job, index): the job's state, None if unknown, and whether it is published."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job_id, index in chunks:
+                pipe.hmget(_job_key(job_id), "state", f"chunk:{index}")
+            return [
+                (State(_text(state)) if state else None, published is not None)
+                for state, published in pipe.execute()
+            ]
+
+    def published(self, job_id: str, indexes: Sequence[int]) -> list[int | None]:
+        """Samples of each chunk that is published, None for the others."""
+        if not indexes:
+            return []
+        row = self.redis.hmget(_job_key(job_id), [f"chunk:{index}" for index in indexes])
+        return [None if n_samples is None else int(n_samples) for n_samples in row]
+
+    def events(self, job_id: str, after: str = "0") -> list[Event]:
+        """Entries after an entry id, oldest first; does not wait."""
+        reply: Any = self.redis.xrange(
+            _events_key(job_id), min=f"({after}" if after != "0" else "-"
+        )
+        return [_event(_text(entry_id), entry) for entry_id, entry in reply]
+
+    def queues_are_empty(self, *queues: str) -> bool:
+        """Whether nothing waits in these queues (all chunk queues by default) or in a worker."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for queue in queues or ("high", "normal", "low"):
+                pipe.llen(queue)
+            pipe.hlen("unacked")
+            return not any(pipe.execute())
+
+    def queue_lengths(self) -> dict[str, int]:
+        names = ("high", "normal", "low", "files")
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.llen(name)
+            pipe.hlen("unacked")
+            *lengths, held = pipe.execute()
+        return dict(zip(names, lengths, strict=True)) | {"held": held}
+
+    def audio(self, job_id: str, index: int) -> bytes | None:
+        """Samples of one chunk, None once they have left Redis."""
+        return self.redis.get(_audio_key(job_id, index))  # type: ignore[return-value]
+
+    def totals(self) -> dict[str, int]:
+        reply: Any = self.redis.hgetall(TOTALS)
+        return {_text(name): int(value) for name, value in reply.items()}
+
+
+def _job_key(job_id: str) -> str:
+    return f"{PREFIX}job:{job_id}"
+
+
+def _events_key(job_id: str) -> str:
+    return f"{PREFIX}events:{job_id}"
+
+
+def _sent_key(job_id: str) -> str:
+    return f"{PREFIX}sent:{job_id}"
+
+
+def _audio_key(job_id: str, index: int) -> str:
+    return f"{PREFIX}audio:{job_id}:{index}"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _job(job_id: str, row: Sequence[Any]) -> Job | None:
+    values = dict(zip(_RECORD, (None if v is None else _text(v) for v in row), strict=True))
+    if values["state"] is None:
+        return None
+    return Job(
+        job_id=job_id,
+        kind=Kind(values["kind"]),
+        state=State(values["state"]),
+        request=SpeechRequest(**json.loads(values["request"] or "{}")),
+        count=int(values["count"] or 0),
+        done=int(values["done"] or 0),
+        samples=int(values["samples"] or 0),
+        sample_rate=int(values["sample_rate"] or 0),
+        created_at=float(values["created_at"] or 0),
+        started_at=float(values["started_at"]) if values["started_at"] else None,
+        finished_at=float(values["finished_at"]) if values["finished_at"] else None,
+        error=values["error"] or None,
+        warnings=tuple(json.loads(values["warnings"] or "[]")),
+        owner=values["owner"] or "",
+    )
+
+
+def _event(entry_id: str, entry: dict[bytes, bytes]) -> Event:
+    values = {_text(name): _text(value) for name, value in entry.items()}
+    return Event(
+        entry_id=entry_id,
+        type=values["type"],
+        index=int(values.get("index", -1)),
+        n_samples=int(values.get("n_samples", 0)),
+        facts=json.loads(values.get("facts", "{}")),
+        error=values.get("error", ""),
+    )

@@ -1,0 +1,155 @@
+"""What travels between web, queue and workers: requests, chunks, jobs. Everything is plain JSON.
+
+Checking happens at the web's edge (app/schemas.py); here a message is only refused when it cannot
+be understood at all, because whoever wrote it was not this program.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+
+class MalformedMessage(ValueError):
+    """A queue message or stored record does not have the shape this version writes."""
+
+
+class Urgency(StrEnum):
+    """The queue a chunk waits in."""
+
+    HIGH = "high"  # the first chunk of a request: somebody hears nothing yet
+    NORMAL = "normal"  # what follows it
+    LOW = "low"  # long jobs: nobody is listening
+
+
+class Kind(StrEnum):
+    """What a job's result is wanted as."""
+
+    STREAM = "stream"
+    FILE = "file"
+    LONG = "long"
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (State.DONE, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """What a user asked for, checked. ``pause_s`` is the silence after a sentence's chunk."""
+
+    text: str
+    voice: str
+    language: str
+    steps: int
+    speed: float
+    seed: int
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One chunk of a job's text and the seconds of silence that follow it."""
+
+    text: str
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One queue message: a piece of text with everything needed to speak it.
+
+    ``due`` is the moment (epoch seconds) at which a listener needs the first sample;
+    ``seconds`` is the estimated length of its audio, which scheduling works with.
+    """
+
+    job_id: str
+    index: int
+    count: int
+    text: str
+    voice: str
+    language: str
+    steps: int
+    speed: float
+    seed: int
+    kind: Kind
+    urgency: Urgency
+    due: float
+    seconds: float
+    sent_at: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: object) -> "Chunk":
+        """Rebuild a chunk.
+
+        Raises:
+            MalformedMessage: a field is missing, unknown or of the wrong type.
+        """
+        values = _checked(cls, data)
+        try:
+            values["kind"] = Kind(values["kind"])
+            values["urgency"] = Urgency(values["urgency"])
+        except ValueError as error:
+            raise MalformedMessage(f"chunk: {error}") from None
+        return cls(**values)
+
+
+_NUMBERS = {int: (int,), float: (int, float)}
+
+
+def _checked(cls: type, data: object) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise MalformedMessage(f"{cls.__name__}: expected an object, got {type(data).__name__}")
+    names = {f.name: f.type for f in fields(cls)}
+    if missing := sorted(names.keys() - data.keys()):
+        raise MalformedMessage(f"{cls.__name__}: {missing[0]} is missing")
+    if unknown := sorted(data.keys() - names.keys()):
+        raise MalformedMessage(f"{cls.__name__}: {unknown[0]!r} is not a field")
+    for name, kind in names.items():
+        allowed = _NUMBERS.get(kind, (str,))
+        if not isinstance(data[name], allowed) or isinstance(data[name], bool):
+            raise MalformedMessage(f"{cls.__name__}: {name}={data[name]!r} is not {kind}")
+    return dict(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The facts of one job, as stored in Redis (and, for long jobs, in the data directory)."""
+
+    job_id: str
+    kind: Kind
+    state: State
+    request: SpeechRequest
+    count: int
+    done: int
+    samples: int
+    sample_rate: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    error: str | None
+    warnings: tuple[str, ...]
+    owner: str
+
+    @property
+    def progress(self) -> float:
+        return 1.0 if self.state is State.DONE else self.done / max(1, self.count)
+
+
+def pieces_to_json(pieces: list[Piece]) -> str:
+    return json.dumps([[piece.text, piece.pause_s] for piece in pieces], ensure_ascii=False)
+
+
+def pieces_from_json(text: str) -> list[Piece]:
+    return [Piece(text, pause_s) for text, pause_s in json.loads(text)]

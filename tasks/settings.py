@@ -1,0 +1,96 @@
+"""Everything that can be set from outside, in one frozen dataclass read once from SUPERTONIC_*.
+
+A variable nobody knows stops the program: a misspelt setting must not become a silent default.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PREFIX = "SUPERTONIC_"
+
+
+class SettingsError(Exception):
+    """A SUPERTONIC_ variable is unknown or holds a value that cannot be used."""
+
+
+def _setting(default: Any, help_text: str, least: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "least": least})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One attribute per variable: ``redis_url`` is read from ``SUPERTONIC_REDIS_URL``."""
+
+    host: str = _setting("127.0.0.1", "address the web listens on")
+    port: int = _setting(8002, "port the web listens on", 0)
+    web_processes: int = _setting(2, "gunicorn processes", 1)
+    web_threads: int = _setting(300, "threads per process; an open stream holds one", 4)
+    redis_url: str = _setting("redis://127.0.0.1:6379/0", "the Redis that holds queues and events")
+    model: str = _setting("auto", "auto, tiny, supertonic-2, or a model directory")
+    model_dir: str = _setting("models/supertonic-2", "where `make model` puts weights and voices")
+    model_revision: str = _setting("main", "revision of the weights repository to download")
+    voices_revision: str = _setting("main", "revision of the voices repository to download")
+    data_dir: str = _setting("data", "where finished long jobs are kept; web and files share it")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = _setting("float32", "number format of the model")
+    max_batch: int = _setting(32, "most chunks in one batch", 1)
+    max_wait_ms: float = _setting(5.0, "longest wait for company when more is known to be near", 0)
+    max_batch_seconds: float = _setting(
+        160.0, "most estimated audio seconds in one batch; a first chunk waits for no more", 1
+    )
+    first_chunk_chars: int = _setting(100, "length of the first chunk; Korean takes 0.4 of it", 20)
+    max_text_chars: int = _setting(50_000, "longest text accepted", 1)
+    max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
+    api_keys: str = _setting("", "comma-separated keys; when set, requests need one")
+    admin_key: str = _setting("", "key for /config/batch; without it only 127.0.0.1 may change it")
+    stream_ttl_s: int = _setting(600, "how long a finished stream's events stay in Redis", 5)
+    delivered_ttl_s: int = _setting(60, "how long delivered audio stays in Redis for a resume", 1)
+    job_ttl_s: int = _setting(7 * 86400, "how long a long job and its file are kept", 60)
+    job_window: int = _setting(32, "chunks of one long job in the queue at a time", 1)
+    stall_s: float = _setting(20.0, "silence after which chunks are sent again", 1)
+    patience_s: float = _setting(60.0, "how long a stream waits for a worker", 1)
+    visibility_timeout_s: float = _setting(
+        10.0, "a dead worker's messages go to another after this long; live ones renew", 2
+    )
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the environment.
+
+        Raises:
+            SettingsError: a SUPERTONIC_ variable is unknown, not a number, or too small.
+        """
+        environ = os.environ if environ is None else environ
+        known = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, text in environ.items():
+            if not name.startswith(PREFIX):
+                continue
+            if name not in known:
+                raise SettingsError(
+                    f"{name} is not a setting; known are {', '.join(sorted(known))}"
+                )
+            values[known[name].name] = _parse(name, text, known[name])
+        return cls(**values)
+
+    @property
+    def api_key_list(self) -> tuple[str, ...]:
+        return tuple(key.strip() for key in self.api_keys.split(",") if key.strip())
+
+
+def _parse(name: str, text: str, spec: Any) -> Any:
+    if spec.type is str:
+        return text
+    try:
+        value = spec.type(text)
+    except ValueError:
+        kind = "a whole number" if spec.type is int else "a number"
+        raise SettingsError(f"{name}={text!r}: expected {kind}, such as {spec.default}") from None
+    least = spec.metadata["least"]
+    # Written so that NaN, which compares false with everything, is refused too.
+    if least is not None and not value >= least:
+        raise SettingsError(f"{name}={text!r}: expected at least {least}")
+    return value

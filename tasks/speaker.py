@@ -1,0 +1,190 @@
+"""From a batch of chunks to published audio: what the one thread that owns the device does.
+
+Nothing here knows Celery. The engine is passed in, so the same code runs with the model, with
+the benchmark's null engine, and with a test's engine that breaks on purpose.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import redis
+
+from supertonic.audio import to_pcm16
+from tasks.batching import Waiting
+from tasks.events import ChunkResult, EventStore
+from tasks.messages import Chunk, Kind, State
+from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from supertonic.engine import Audio, Utterance
+
+logger = logging.getLogger(__name__)
+
+# A chunk that was delivered this often without an answer takes its worker down; give up on it.
+MAX_ATTEMPTS = 3
+# Redis may be away this long before a finished batch is given up and its chunks handed back.
+REDIS_PATIENCE_S = 30.0
+
+T = TypeVar("T")
+
+
+class Synthesizer(Protocol):
+    """What is needed of an engine."""
+
+    sample_rate: int
+
+    def synthesize(self, utterances: "Sequence[Utterance]") -> "list[Audio]": ...
+
+
+class Outcome(Enum):
+    SPOKEN = auto()
+    SKIPPED = auto()  # the job was cancelled or ended, or the chunk is published already
+    FAILED = auto()  # the engine cannot speak it; its job has been told
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this worker has done since it started."""
+
+    batches: int = 0
+    chunks: int = 0
+    audio_s: float = 0.0
+    busy_s: float = 0.0
+    queue_wait_s: float = 0.0
+    batch_size: float = 0.0
+
+    def add(self, size: int, audio_s: float, busy_s: float, queue_wait_s: float) -> None:
+        self.batches += 1
+        self.chunks += size
+        self.audio_s += audio_s
+        self.busy_s += busy_s
+        # Moving means over about the last twenty batches.
+        self.queue_wait_s += (queue_wait_s - self.queue_wait_s) * 0.05
+        self.batch_size += (size - self.batch_size) * 0.05
+
+
+class Speaker:
+    """Speaks batches and publishes what comes out."""
+
+    def __init__(self, engine: Synthesizer, store: EventStore, settings: Settings) -> None:
+        self.engine = engine
+        self.store = store
+        self.settings = settings
+        self.tally = Tally()
+        self.is_stopping = False
+
+    def speak(self, batch: Sequence[Waiting]) -> list[Outcome]:
+        """One outcome per chunk, in order.
+
+        Raises:
+            redis.RedisError: Redis stayed away; nothing may be acknowledged.
+        """
+        taken_at = time.time()
+        outcomes = [Outcome.SKIPPED] * len(batch)
+        wanted = self._with_patience(lambda: self._wanted(batch))
+        started = time.perf_counter()
+        spoken = self._try(batch, wanted, outcomes) if wanted else []
+        busy_s = time.perf_counter() - started
+        if spoken:
+            chunks = [batch[row].chunk for row, _ in spoken]
+            waits = [max(0.0, taken_at - chunk.sent_at) for chunk in chunks]
+            results = [
+                self._result(batch[row].chunk, audio, len(spoken), wait, busy_s)
+                for (row, audio), wait in zip(spoken, waits, strict=True)
+            ]
+            self._with_patience(lambda: self.store.publish(results))
+            for row, _ in spoken:
+                outcomes[row] = Outcome.SPOKEN
+            audio_s = sum(len(result.pcm) for result in results) / 2 / self.engine.sample_rate
+            self.tally.add(len(spoken), audio_s, busy_s, sum(waits) / len(waits))
+        return outcomes
+
+    def _wanted(self, batch: Sequence[Waiting]) -> list[int]:
+        """Rows somebody still waits for, asked at the last moment before the device is used."""
+        states = self.store.states([(item.chunk.job_id, item.chunk.index) for item in batch])
+        wanted = []
+        for row, (item, (state, published)) in enumerate(zip(batch, states, strict=True)):
+            if state is None or state.is_final or published:
+                continue
+            if item.alone and self._is_hopeless(item.chunk):
+                continue
+            wanted.append(row)
+        return wanted
+
+    def _is_hopeless(self, chunk: Chunk) -> bool:
+        attempts = self.store.count_attempt(chunk.job_id, chunk.index)
+        if attempts <= MAX_ATTEMPTS:
+            return False
+        self._fail(chunk, f"chunk {chunk.index} was tried {attempts - 1} times, its worker died")
+        return True
+
+    def _try(
+        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]
+    ) -> "list[tuple[int, Audio]]":
+        """Speak rows together; if that raises, find the row that does it by halving."""
+        try:
+            audios = self.engine.synthesize([_utterance(batch[row].chunk) for row in rows])
+            return list(zip(rows, audios, strict=True))
+        except Exception as error:
+            # The one broad catch of the worker: whatever a chunk does to the engine, its
+            # neighbours are spoken and its own job is told why.
+            if len(rows) == 1:
+                chunk = batch[rows[0]].chunk
+                logger.exception("chunk %s/%d failed", chunk.job_id, chunk.index)
+                reason = f"chunk {chunk.index}: {type(error).__name__}: {error}"
+                self._with_patience(lambda: self._fail(chunk, reason))
+                outcomes[rows[0]] = Outcome.FAILED
+                return []
+            logger.warning("batch of %d failed (%s), trying its halves", len(rows), error)
+        middle = len(rows) // 2
+        return self._try(batch, rows[:middle], outcomes) + self._try(batch, rows[middle:], outcomes)
+
+    def _fail(self, chunk: Chunk, reason: str) -> None:
+        self.store.end(chunk.job_id, State.FAILED, reason)
+
+    def _result(
+        self, chunk: Chunk, audio: "Audio", batch_size: int, wait_s: float, busy_s: float
+    ) -> ChunkResult:
+        is_long = chunk.kind is Kind.LONG
+        return ChunkResult(
+            job_id=chunk.job_id,
+            index=chunk.index,
+            pcm=to_pcm16(audio.samples),
+            facts={
+                "batch_size": batch_size,
+                "queue_time_ms": round(wait_s * 1000, 3),
+                "inference_time_ms": round(busy_s * 1000, 3),
+            },
+            ttl_s=self.settings.job_ttl_s if is_long else self.settings.stream_ttl_s,
+        )
+
+    def _with_patience(self, call: Callable[[], T]) -> T:
+        """Call Redis; when it is away, wait for it a while rather than lose a computed batch."""
+        give_up_at = time.monotonic() + REDIS_PATIENCE_S
+        while True:
+            try:
+                return call()
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                if self.is_stopping or time.monotonic() > give_up_at:
+                    raise
+                logger.warning("Redis is away (%s), trying again", error)
+                time.sleep(0.2)
+
+
+def _utterance(chunk: Chunk) -> "Utterance":
+    # Imported here: the engine brings torch, and Flower loads this module without it.
+    from supertonic.engine import Utterance
+
+    return Utterance(
+        text=chunk.text,
+        language=chunk.language,
+        voice=chunk.voice,
+        steps=chunk.steps,
+        speed=chunk.speed,
+        seed=chunk.seed,
+        index=chunk.index,
+    )

@@ -1,0 +1,158 @@
+"""The speech worker: ``celery -A tasks worker`` imports this and gets the engine and the queue.
+
+This is the one module that knows both the model and Celery. It loads the engine before the worker
+consumes anything, hands it to the batching consumer, and keeps the worker's record alive.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+from celery import bootsteps, signals
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+
+from supertonic.errors import SupertonicError
+from tasks.batching import Limits
+from tasks.celery import SYNTHESIZE, app, send_advance
+from tasks.consumer import BatchingConsumer
+from tasks.events import EventStore, connect
+from tasks.settings import Settings
+from tasks.speaker import Speaker
+from tasks.workers import WorkerRecord, WorkerRecords
+
+logger = get_logger(__name__)
+settings = Settings.from_env()
+
+
+def load_engine() -> Any:
+    """The engine this worker speaks with. Raises SupertonicError when it cannot be loaded."""
+    # Imported here: Flower imports this module to know the task, but has no torch.
+    from supertonic import engine
+
+    loaded = engine.load_engine(
+        model=settings.model,
+        model_dir=settings.model_dir,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    loaded.warm_up()
+    return loaded
+
+
+# Benchmarks and tests put their own engine here before the worker starts.
+engine_factory: Callable[[], Any] = load_engine
+
+
+@app.task(name=SYNTHESIZE, Strategy="tasks.consumer:strategy")  # type: ignore[untyped-decorator]
+def synthesize_chunk(chunk: dict[str, Any]) -> None:
+    """A chunk's message. Its Strategy batches it; Celery never calls this body."""
+    raise RuntimeError("chunks are spoken in batches; is this worker running another Strategy?")
+
+
+class LoadEngine(bootsteps.Step):  # type: ignore[misc]
+    """Worker bootstep: no consuming before the model stands, and a clear end if it does not."""
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        # The pool thread runs the model; without this it would keep the hub from the
+        # interpreter for 5 ms at a time, and chunks would trickle in.
+        sys.setswitchinterval(0.0005)
+        started = time.perf_counter()
+        try:
+            engine = engine_factory()
+        except SupertonicError as error:
+            raise SystemExit(f"The worker cannot start: {error}") from None
+        logger.info("engine ready in %.2f s", time.perf_counter() - started)
+        client = connect(settings.redis_url)
+        BatchingConsumer.speaker = Speaker(engine, EventStore(client), settings)
+        BatchingConsumer.limits = _limits(engine, None, None)
+        BatchingConsumer.on_tick = staticmethod(_Announcer(engine, WorkerRecords(client)))
+        BatchingConsumer.on_long_jobs = staticmethod(_advance_jobs)
+
+
+app.steps["worker"].add(LoadEngine)
+app.steps["consumer"].add(BatchingConsumer)
+
+
+def _limits(engine: Any, max_batch: int | None, max_wait_ms: float | None) -> Limits:
+    wanted = settings.max_batch if max_batch is None else max_batch
+    wait_ms = settings.max_wait_ms if max_wait_ms is None else max_wait_ms
+    # More rows than the engine runs in one pass would only make the first of them wait.
+    return Limits(min(wanted, engine.rows_per_pass), settings.max_batch_seconds, wait_ms / 1000)
+
+
+class _Announcer:
+    """Twice a second: follow the batch limits set at run time, renew this worker's record."""
+
+    def __init__(self, engine: Any, records: WorkerRecords) -> None:
+        self.engine = engine
+        self.records = records
+        self.started_at = time.time()
+
+    def __call__(self, batching: BatchingConsumer, name: str) -> None:
+        try:
+            limits = self.records.batch()
+            batching.limits = _limits(self.engine, *limits)
+            self.records.announce(self._record(batching, name, *limits))
+        except redis.RedisError as error:
+            logger.warning("could not renew the worker record: %s", error)
+
+    def _record(
+        self, batching: BatchingConsumer, name: str, max_batch: int | None, wait_ms: float | None
+    ) -> WorkerRecord:
+        engine, tally = self.engine, batching.speaker.tally
+        return WorkerRecord(
+            name=name,
+            device=engine.device,
+            precision=engine.precision,
+            model=engine.name,
+            is_builtin=engine.is_builtin,
+            description=engine.description,
+            fingerprint=engine.fingerprint,
+            sample_rate=engine.sample_rate,
+            voices=tuple(engine.voices),
+            languages=tuple(engine.languages),
+            max_batch=settings.max_batch if max_batch is None else max_batch,
+            max_wait_ms=settings.max_wait_ms if wait_ms is None else wait_ms,
+            started_at=self.started_at,
+            waiting=len(batching.waiting),
+            batches=tally.batches,
+            chunks=tally.chunks,
+            audio_s=round(tally.audio_s, 3),
+            busy_s=round(tally.busy_s, 3),
+            rate=round(tally.audio_s / tally.busy_s, 2) if tally.busy_s else 0.0,
+            queue_wait_s=round(tally.queue_wait_s, 4),
+            batch_size=round(tally.batch_size, 2),
+            device_memory_bytes=engine.device_memory_bytes(),
+        )
+
+
+def _advance_jobs(job_ids: Sequence[str]) -> None:
+    for job_id in job_ids:
+        try:
+            send_advance(job_id)
+        except OperationalError as error:
+            # The files worker looks after every job now and then by itself.
+            logger.warning("could not announce progress of job %s: %s", job_id, error)
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _leave(sender: str, **kwargs: Any) -> None:
+    """Tell the web at once that this worker takes nothing more."""
+    try:
+        WorkerRecords(connect(settings.redis_url)).leave(sender)
+    except redis.RedisError as error:
+        logger.warning("could not remove the worker record: %s", error)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(**kwargs: Any) -> None:
+    logging.basicConfig(
+        level=settings.log_level,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
