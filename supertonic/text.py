@@ -1,0 +1,278 @@
+"""From what a user typed to the ids the model reads.
+
+``normalize`` repeats the text clean-up of the model's official clients, ``encode`` adds the
+language tags and looks up ids, ``split_text`` cuts long text into chunks, spoken one at a time.
+Standard library only, so the web can use it without the model.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from supertonic.chunking import Break, Size, cut_paragraph
+from supertonic.errors import EmptyText, UnknownLanguage
+
+__all__ = [
+    "LANGUAGES",
+    "UNKNOWN_ID",
+    "VOCABULARY",
+    "Break",
+    "TextChunk",
+    "check_language",
+    "encode",
+    "estimate_seconds",
+    "normalize",
+    "split_text",
+    "unknown_characters",
+]
+
+LANGUAGES = ("en", "ko", "es", "pt", "fr")
+
+
+def _span(first: int, last: int) -> str:
+    return "".join(map(chr, range(first, last + 1)))
+
+
+# A character's position is its id. Accents and Hangul come apart before the lookup, so they are
+# listed as combining marks (grave, acute, circumflex, tilde, diaeresis, cedilla) and as jamo.
+VOCABULARY = (
+    " !\"$%&'()*+,-./0123456789:;<>?"
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    "~¡£«»¿œ"
+    "\u0300\u0301\u0302\u0303\u0308\u0327"
+    + _span(0x1100, 0x1112)  # leading consonants
+    + _span(0x1161, 0x1175)  # vowels
+    + _span(0x11A8, 0x11B2)  # final consonants; U+11B3, as in 곬, was left out by the publisher
+    + _span(0x11B4, 0x11C2)
+    + "€"
+)
+UNKNOWN_ID = len(VOCABULARY)  # 162: the embedding row that the published graphs reach with -1
+_IDS = {character: position for position, character in enumerate(VOCABULARY)}
+
+_EMOJI = (
+    _span(0x1F1E6, 0x1F1FF)  # flags
+    + _span(0x1F300, 0x1F64F)  # pictographs and faces
+    + _span(0x1F680, 0x1FAFF)  # transport, alchemy, shapes, arrows, supplements
+    + _span(0x2600, 0x27BF)  # weather, chess, dingbats
+)
+_INVISIBLE = "\u200b\u200c\u200d\ufe0e\ufe0f"  # zero-width spaces and joiners, emoji selectors
+
+# Decomposition runs first, so what it already rewrites is missing here: a non-breaking hyphen
+# arrives as U+2010, and a spacing acute accent as a space with a combining mark.
+_REPLACED = str.maketrans(
+    {
+        **dict.fromkeys(_EMOJI + _INVISIBLE + "♥☆♡©\\", ""),
+        **dict.fromkeys("\u2010\u2012\u2013\u2014", "-"),
+        **dict.fromkeys("“”", '"'),
+        **dict.fromkeys("‘’`", "'"),
+        **dict.fromkeys("_[]|/#→←", " "),
+        "@": " at ",
+    }
+)
+_SPOKEN_OUT = {"e.g.,": "for example, ", "i.e.,": "that is, "}
+_NO_SPACE_BEFORE = ",.!?;:'"
+_REPEATED_QUOTES = re.compile(r"([\"'])\1+")
+_ENDS_TEXT = tuple(".!?;:,'\")]}…。」』】〉》›»")
+_LANGUAGE_TAGS = "<{language}>{text}</{language}>"
+_SPEAKABLE = frozenset(c for c in VOCABULARY if c.isalnum()) | frozenset("$%&+£€")
+_NOTHING_TO_SAY = (
+    "nothing to say: the text is empty or holds only emoji, punctuation or characters the model"
+    " cannot read; write at least one word in Latin letters, digits or Hangul"
+)
+
+
+def normalize(text: str) -> str:
+    """Clean up text the way the official clients do, in their order.
+
+    Accented letters and Hangul come back decomposed. Characters the model does not know stay in
+    the text. Raises EmptyText when nothing is left, as for a text of emoji.
+    """
+    text = _clean(text)
+    if not text:
+        raise EmptyText(_NOTHING_TO_SAY)
+    return text if text.endswith(_ENDS_TEXT) else text + "."
+
+
+def _plain(text: str) -> str:
+    """The clean-up that looks at one character at a time."""
+    return unicodedata.normalize("NFKD", text).translate(_REPLACED)
+
+
+def _clean(text: str) -> str:
+    text = _plain(text)
+    for written, spoken in _SPOKEN_OUT.items():
+        text = text.replace(written, spoken)
+    for mark in _NO_SPACE_BEFORE:
+        text = text.replace(" " + mark, mark)
+    text = _REPEATED_QUOTES.sub(r"\1", text)
+    return " ".join(text.split())
+
+
+def encode(text: str, language: str) -> list[int]:
+    """The ids of a text between its language tags, one per character after ``normalize``.
+
+    A character outside the vocabulary becomes UNKNOWN_ID, the embedding row the published graphs
+    reach for it; ``unknown_characters`` names those, so that a caller can warn.
+    Raises EmptyText and UnknownLanguage.
+    """
+    check_language(language)
+    tagged = _LANGUAGE_TAGS.format(language=language, text=normalize(text))
+    return [_IDS.get(character, UNKNOWN_ID) for character in tagged]
+
+
+def check_language(language: str) -> None:
+    """Raises UnknownLanguage, naming the languages there are."""
+    if language not in LANGUAGES:
+        raise UnknownLanguage(f"unknown language {language!r}; use one of {', '.join(LANGUAGES)}")
+
+
+def unknown_characters(text: str) -> list[str]:
+    """The characters of a text that the model cannot read, as typed, in order, each once.
+
+    A letter is reported whole, with its accents ("å", not the ring), because that is what the
+    user sees. Emoji and other characters that ``normalize`` removes are not reported.
+    """
+    letters = re.findall(r".[\u0300-\u036f]*", unicodedata.normalize("NFC", text), re.DOTALL)
+    return [letter for letter in dict.fromkeys(letters) if not _is_readable(letter)]
+
+
+def _is_readable(letter: str) -> bool:
+    return all(character in _IDS or character.isspace() for character in _plain(letter))
+
+
+# The published graphs take fewer than 1,000 ids, tags included. Decomposed Hangul needs two or
+# three per syllable, so a limit in characters alone does not keep a chunk below it.
+_MAX_IDS = 999
+_FIRST_CHARS = {"ko": 40}  # elsewhere 100
+_TARGET_CHARS = {"ko": 120}  # elsewhere 300, as in the official clients
+_BLANK_LINE = re.compile(r"\n\s*\n|\u2029")
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of text to speak in one go, and the kind of break that follows it."""
+
+    text: str
+    ends_at: Break
+
+
+def split_text(
+    text: str,
+    language: str,
+    *,
+    first_chars: int | None = None,
+    target_chars: int | None = None,
+    max_chars: int | None = None,
+) -> list[TextChunk]:
+    """Cut text into chunks of whole sentences, none above max_chars or 999 ids.
+
+    The first chunk is short, so that sound starts early: it aims at first_chars and stretches by
+    a third before it cuts through a clause. A sentence between target_chars and max_chars stays
+    whole. Words keep their order and spelling; runs of white space become one space. A piece with
+    nothing to say, such as a row of asterisks, joins a neighbour, or goes if it fits neither.
+    Raises EmptyText when nothing can be spoken, UnknownLanguage, and ValueError for a limit
+    below 1.
+    """
+    check_language(language)
+    first, rest = _sizes(language, first_chars, target_chars, max_chars)
+    chunks: list[TextChunk] = []
+    opening = ""  # has nothing to say and waits for the first chunk
+    for piece in _pieces(text, first, rest):
+        before = chunks[-1].text if chunks else opening
+        joined = f"{before} {piece.text}".lstrip()
+        fits = len(joined) <= rest.longest and _count_ids(joined) <= _MAX_IDS
+        if not _is_speakable(piece.text):
+            if fits and chunks:
+                chunks[-1] = replace(piece, text=joined)
+            elif fits:
+                opening = joined
+        elif opening and fits:
+            chunks.append(replace(piece, text=joined))
+            opening = ""
+        else:
+            chunks.append(piece)
+            opening = ""
+    if not chunks:
+        raise EmptyText(_NOTHING_TO_SAY)
+    chunks[-1] = replace(chunks[-1], ends_at=Break.END)
+    return chunks
+
+
+def _sizes(
+    language: str, first_chars: int | None, target_chars: int | None, max_chars: int | None
+) -> tuple[Size, Size]:
+    """The sizes of the first chunk and of the others."""
+    for limit in (first_chars, target_chars, max_chars):
+        if limit is not None and limit < 1:
+            raise ValueError(f"chunk lengths must be at least 1 character, got {limit}")
+    usual_first = _FIRST_CHARS.get(language, 100)
+    target = target_chars or _TARGET_CHARS.get(language, 300)
+    longest = max_chars or target
+    target = min(target, longest)
+    first = min(first_chars or usual_first, target)
+    shortest = usual_first // 5
+    return (
+        Size(first, min(first + first // 3, longest), min(shortest, first // 2)),
+        Size(target, longest, min(shortest, target // 2)),
+    )
+
+
+def _pieces(text: str, first: Size, rest: Size) -> Iterator[TextChunk]:
+    for paragraph in _BLANK_LINE.split(text):
+        for piece, kind in cut_paragraph(" ".join(paragraph.split()), first, rest):
+            yield from _within_ids(piece, kind)
+            if _is_speakable(piece):
+                first = rest
+
+
+def _within_ids(text: str, kind: Break) -> Iterator[TextChunk]:
+    n_ids = _count_ids(text)
+    if n_ids <= _MAX_IDS:
+        yield TextChunk(text, kind)
+        return
+    length = len(text) * _MAX_IDS // n_ids
+    size = Size(length, length, length // 4)
+    for piece, inner_kind in cut_paragraph(text, size, size):
+        yield from _within_ids(piece, kind if inner_kind is Break.PARAGRAPH else inner_kind)
+
+
+def _count_ids(text: str) -> int:
+    """How many ids ``encode`` makes at most, the full stop it may add included."""
+    return len(_clean(text)) + 1 + len(_LANGUAGE_TAGS.format(language="xx", text=""))
+
+
+def _is_speakable(text: str) -> bool:
+    return not _SPEAKABLE.isdisjoint(_plain(text))
+
+
+# At speed 1. Rough: the voices differ by more than the languages do.
+_SECONDS_PER_CHARACTER = {"en": 0.065, "es": 0.062, "pt": 0.062, "fr": 0.065, "ko": 0.065}
+_SECONDS_PER_SYLLABLE = 0.17  # Hangul
+_SECONDS_PER_DIGIT = 0.25  # "1984" is four characters but a second of speech
+_SECONDS_PER_STOP = 0.25
+_SECONDS_PER_COMMA = 0.12
+
+
+def estimate_seconds(text: str, language: str, speed: float) -> float:
+    """A rough guess of the seconds of audio, without pauses between chunks; at least 0.3.
+
+    Good for deadlines and admission, within about a factor of two. Raises UnknownLanguage.
+    """
+    check_language(language)
+    composed = unicodedata.normalize("NFC", text)
+    usual = _SECONDS_PER_CHARACTER[language]
+    seconds = sum(_seconds(character, usual) for character in composed)
+    return max(0.3, seconds / speed)
+
+
+def _seconds(character: str, usual: float) -> float:
+    if "가" <= character <= "힣":
+        return _SECONDS_PER_SYLLABLE
+    if character.isdigit():
+        return _SECONDS_PER_DIGIT
+    if character in ".!?…":
+        return _SECONDS_PER_STOP
+    if character in ",;:":
+        return _SECONDS_PER_COMMA
+    return usual

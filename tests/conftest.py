@@ -1,0 +1,31 @@
+"""Fixtures shared by the tests that need the running service."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole service on the built-in voice, shared by tests that leave it as it was."""
+    stack = Stack(tmp_path_factory.mktemp("server"))
+    try:
+        yield stack.start_all()
+    finally:
+        stack.stop_all()
+        for log in sorted(stack.folder.glob("*.log")):
+            print(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A service of the test's own, not started: it may kill whatever it likes."""
+    own = Stack(tmp_path)
+    try:
+        yield own
+    finally:
+        own.stop_all()

@@ -1,0 +1,49 @@
+"""A small reader of Server-Sent Events, and of the sound inside them."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import requests
+import soundfile
+
+
+@dataclass(frozen=True)
+class Received:
+    id: str
+    event: str
+    data: dict[str, Any]
+
+
+def read_events(response: requests.Response) -> Iterator[Received]:
+    """Events of a streaming response as they arrive, comments left out."""
+    buffer = b""
+    # None: whatever has arrived. A number would wait for that many bytes, or read one by one.
+    for data in response.iter_content(None):
+        *blocks, buffer = (buffer + data).split(b"\n\n")
+        for block in blocks:
+            lines = [line for line in block.decode().split("\n") if not line.startswith(":")]
+            fields = dict(line.split(": ", 1) for line in lines)
+            if fields:
+                yield Received(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+
+
+def samples_of(wav: bytes) -> np.ndarray:
+    """Decode a WAV with an independent library: int16 samples (N,)."""
+    samples, rate = soundfile.read(io.BytesIO(wav), dtype="int16")
+    assert rate == 44_100
+    return samples
+
+
+def joined(events: Iterable[Received]) -> np.ndarray:
+    """All chunks' samples, in the order received."""
+    parts = [
+        samples_of(base64.b64decode(event.data["audio_base64"]))
+        for event in events
+        if event.event == "chunk"
+    ]
+    return np.concatenate(parts)

