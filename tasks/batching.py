@@ -27,15 +27,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A chunk in the worker's hands, and when it came into them (same clock as ``now``).
-
-    ``alone`` marks a chunk whose batch was lost before: it runs by itself, so that if it is the
-    one that kills workers it takes nobody with it.
-    """
+    """A chunk in the worker's hands, and when it came into them (same clock as ``now``)."""
 
     chunk: Chunk
     arrived: float
-    alone: bool = False
 
     @property
     def order(self) -> tuple[float, float, int]:
@@ -52,8 +47,6 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
         return []
     first, *others = sorted(waiting, key=lambda item: item.order)
     batch = [first]
-    if first.alone:
-        return batch
     seconds = longest = first.chunk.seconds
     for item in others:
         if len(batch) == limits.max_batch:
@@ -61,7 +54,7 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
         length = item.chunk.seconds
         total = seconds + length
         padded = max(longest, length) * (len(batch) + 1)
-        if item.alone or total > limits.max_seconds or padded > PADDING_BOUND * total:
+        if total > limits.max_seconds or padded > PADDING_BOUND * total:
             continue
         batch.append(item)
         seconds, longest = total, max(longest, length)

@@ -114,6 +114,7 @@ class BatchingConsumer(bootsteps.StartStopStep):  # type: ignore[misc]
             self.is_stopping = True
             unstarted, self.waiting = self.waiting, []
             self._lock.notify_all()
+        logger.info("stopping: %d chunks handed back", len(unstarted))
         for held in unstarted:
             held.request.reject(requeue=True)
             task_ready(held.request)
@@ -164,9 +165,8 @@ class BatchingConsumer(bootsteps.StartStopStep):  # type: ignore[misc]
             eta=None,
             expires=request.expires and request.expires.isoformat(),
         )
-        item = Waiting(chunk, time.time(), alone=bool(request.delivery_info["redelivered"]))
         with self._lock:
-            self.waiting.append(Held(item, request))
+            self.waiting.append(Held(Waiting(chunk, time.time()), request))
             if self.is_pulling:
                 self._lock.notify_all()
                 return

@@ -71,6 +71,12 @@ redis.call('PUBLISH', ARGV[4], ARGV[5])
 return 1
 """
 
+# Count an attempt at a chunk, without bringing a forgotten job back as a fragment.
+_ATTEMPT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HINCRBY', KEYS[1], 'attempt:' .. ARGV[1], 1)
+"""
+
 _RECORD = (
     "kind",
     "state",
@@ -135,6 +141,7 @@ class EventStore:
         self.redis = client
         self._publish = client.register_script(_PUBLISH)
         self._end = client.register_script(_END)
+        self._attempt = client.register_script(_ATTEMPT)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -192,10 +199,6 @@ class EventStore:
         keys = [_job_key(job_id), _events_key(job_id), TOTALS]
         args = [state.value, error, repr(time.time()), BELL, job_id]
         return bool(self._end(keys=keys, args=args))
-
-    def count_attempt(self, job_id: str, index: int) -> int:
-        """How often a chunk has been delivered, this time included."""
-        return int(self.redis.hincrby(_job_key(job_id), f"attempt:{index}", 1))
 
     def let_go(self, job_id: str, indexes: Iterable[int], grace_s: int) -> None:
         """Keep delivered audio only ``grace_s`` longer, enough for a client to reconnect."""
@@ -272,15 +275,21 @@ class EventStore:
         stored = self.redis.hget(_job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
-    def states(self, chunks: Sequence[tuple[str, int]]) -> list[tuple[State | None, bool]]:
-        """For each (job, index): the job's state, None if unknown, and whether it is published."""
+    def begin(self, chunks: Sequence[tuple[str, int]]) -> list[tuple[State | None, bool, int]]:
+        """Ask for (job, index) pairs just before they are spoken, and count the attempt.
+
+        For each: the job's state (None if unknown), whether the chunk is published already, and
+        how often it was begun, this time included.
+        """
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id, index in chunks:
                 pipe.hmget(_job_key(job_id), "state", f"chunk:{index}")
-            return [
-                (State(_text(state)) if state else None, published is not None)
-                for state, published in pipe.execute()
-            ]
+                self._attempt(keys=[_job_key(job_id)], args=[index], client=pipe)
+            replies = pipe.execute()
+        return [
+            (State(_text(state)) if state else None, published is not None, int(attempts))
+            for (state, published), attempts in zip(replies[::2], replies[1::2], strict=True)
+        ]
 
     def published(self, job_id: str, indexes: Sequence[int]) -> list[int | None]:
         """Samples of each chunk that is published, None for the others."""

@@ -31,7 +31,9 @@ class Settings:
     model: str = _setting("auto", "auto, tiny, supertonic-2, or a model directory")
     model_dir: str = _setting("models/supertonic-2", "where `make model` puts weights and voices")
     model_revision: str = _setting("main", "revision of the weights repository to download")
-    voices_revision: str = _setting("main", "revision of the voices repository to download")
+    voices_revision: str = _setting(
+        "75e6727618a02f323c720cba9478152d4bc16ca4", "revision of the voices repository to download"
+    )
     data_dir: str = _setting("data", "where finished long jobs are kept; web and files share it")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("float32", "number format of the model")

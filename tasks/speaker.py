@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A chunk that was delivered this often without an answer takes its worker down; give up on it.
+# A chunk that was begun this often and never finished takes its worker down; give up on it.
 MAX_ATTEMPTS = 3
 # Redis may be away this long before a finished batch is given up and its chunks handed back.
 REDIS_PATIENCE_S = 30.0
@@ -58,13 +58,14 @@ class Tally:
     batch_size: float = 0.0
 
     def add(self, size: int, audio_s: float, busy_s: float, queue_wait_s: float) -> None:
+        # Moving means over about the last twenty batches, true means before that.
+        weight = max(0.05, 1 / (self.batches + 1))
+        self.queue_wait_s += (queue_wait_s - self.queue_wait_s) * weight
+        self.batch_size += (size - self.batch_size) * weight
         self.batches += 1
         self.chunks += size
         self.audio_s += audio_s
         self.busy_s += busy_s
-        # Moving means over about the last twenty batches.
-        self.queue_wait_s += (queue_wait_s - self.queue_wait_s) * 0.05
-        self.batch_size += (size - self.batch_size) * 0.05
 
 
 class Speaker:
@@ -85,42 +86,51 @@ class Speaker:
         """
         taken_at = time.time()
         outcomes = [Outcome.SKIPPED] * len(batch)
-        wanted = self._with_patience(lambda: self._wanted(batch))
-        started = time.perf_counter()
-        spoken = self._try(batch, wanted, outcomes) if wanted else []
-        busy_s = time.perf_counter() - started
-        if spoken:
-            chunks = [batch[row].chunk for row, _ in spoken]
-            waits = [max(0.0, taken_at - chunk.sent_at) for chunk in chunks]
-            results = [
-                self._result(batch[row].chunk, audio, len(spoken), wait, busy_s)
-                for (row, audio), wait in zip(spoken, waits, strict=True)
-            ]
-            self._with_patience(lambda: self.store.publish(results))
-            for row, _ in spoken:
-                outcomes[row] = Outcome.SPOKEN
-            audio_s = sum(len(result.pcm) for result in results) / 2 / self.engine.sample_rate
-            self.tally.add(len(spoken), audio_s, busy_s, sum(waits) / len(waits))
+        together, suspects = self._with_patience(lambda: self._begin(batch, outcomes))
+        # A chunk that was begun before and not finished may be the one that killed its worker.
+        # It runs by itself, after the others are published.
+        for rows in [together, *([row] for row in suspects)]:
+            if rows:
+                self._speak_rows(batch, rows, outcomes, taken_at)
         return outcomes
 
-    def _wanted(self, batch: Sequence[Waiting]) -> list[int]:
+    def _begin(
+        self, batch: Sequence[Waiting], outcomes: list[Outcome]
+    ) -> tuple[list[int], list[int]]:
         """Rows somebody still waits for, asked at the last moment before the device is used."""
-        states = self.store.states([(item.chunk.job_id, item.chunk.index) for item in batch])
-        wanted = []
-        for row, (item, (state, published)) in enumerate(zip(batch, states, strict=True)):
-            if state is None or state.is_final or published:
+        together, suspects = [], []
+        answers = self.store.begin([(item.chunk.job_id, item.chunk.index) for item in batch])
+        for row, (state, is_published, attempts) in enumerate(answers):
+            if state is None or state.is_final or is_published:
                 continue
-            if item.alone and self._is_hopeless(item.chunk):
-                continue
-            wanted.append(row)
-        return wanted
+            if attempts > MAX_ATTEMPTS:
+                chunk = batch[row].chunk
+                self._fail(chunk, f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down")
+                outcomes[row] = Outcome.FAILED
+            elif attempts > 1:
+                suspects.append(row)
+            else:
+                together.append(row)
+        return together, suspects
 
-    def _is_hopeless(self, chunk: Chunk) -> bool:
-        attempts = self.store.count_attempt(chunk.job_id, chunk.index)
-        if attempts <= MAX_ATTEMPTS:
-            return False
-        self._fail(chunk, f"chunk {chunk.index} was tried {attempts - 1} times, its worker died")
-        return True
+    def _speak_rows(
+        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome], taken_at: float
+    ) -> None:
+        started = time.perf_counter()
+        spoken = self._try(batch, rows, outcomes)
+        busy_s = time.perf_counter() - started
+        if not spoken:
+            return
+        waits = [max(0.0, taken_at - batch[row].chunk.sent_at) for row, _ in spoken]
+        results = [
+            self._result(batch[row].chunk, audio, len(spoken), wait_s, busy_s)
+            for (row, audio), wait_s in zip(spoken, waits, strict=True)
+        ]
+        self._with_patience(lambda: self.store.publish(results))
+        for row, _ in spoken:
+            outcomes[row] = Outcome.SPOKEN
+        audio_s = sum(len(result.pcm) for result in results) / 2 / self.engine.sample_rate
+        self.tally.add(len(spoken), audio_s, busy_s, sum(waits) / len(waits))
 
     def _try(
         self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]

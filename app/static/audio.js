@@ -1,0 +1,142 @@
+// WAV in and out, and gapless playback of chunks that arrive one by one. Positions are counted in
+// samples; every chunk starts on the exact sample after the one before it, so joins are inaudible.
+
+// Room between "now" and the first sample, so that the audio thread sees the source in time.
+const LEAD_S = 0.03;
+// A chunk that would have to start sooner than this counts as late.
+const LATE_S = 0.005;
+
+/** Reads a 16-bit mono WAV held in base64. Returns {sampleRate, samples: Int16Array}. */
+export function decodeWav(base64) {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  const name = (at) => String.fromCharCode(...bytes.subarray(at, at + 4));
+  if (name(0) !== "RIFF" || name(8) !== "WAVE") throw new Error("not a WAV file");
+  let sampleRate = 0;
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const size = view.getUint32(at + 4, true);
+    if (name(at) === "fmt ") {
+      sampleRate = view.getUint32(at + 12, true);
+      const layout = [8, 10, 22].map((offset) => view.getUint16(at + offset, true));
+      if (String(layout) !== "1,1,16") throw new Error("expected 16-bit mono PCM");
+    }
+    if (name(at) === "data") {
+      const end = Math.min(at + 8 + size, bytes.length);
+      return { sampleRate, samples: new Int16Array(bytes.buffer.slice(at + 8, end)) };
+    }
+    at += 8 + size + (size % 2);
+  }
+  throw new Error("WAV file without data");
+}
+
+/** Joins Int16Arrays into one WAV file. */
+export function encodeWav(pieces, sampleRate) {
+  const size = pieces.reduce((sum, piece) => sum + piece.byteLength, 0);
+  const header = new DataView(new ArrayBuffer(44));
+  const text = (at, value) => {
+    for (let i = 0; i < value.length; i++) header.setUint8(at + i, value.charCodeAt(i));
+  };
+  text(0, "RIFF");
+  header.setUint32(4, 36 + size, true);
+  text(8, "WAVEfmt ");
+  header.setUint32(16, 16, true);
+  header.setUint16(20, 1, true);
+  header.setUint16(22, 1, true);
+  header.setUint32(24, sampleRate, true);
+  header.setUint32(28, sampleRate * 2, true);
+  header.setUint16(32, 2, true);
+  header.setUint16(34, 16, true);
+  text(36, "data");
+  header.setUint32(40, size, true);
+  return new Blob([header, ...pieces], { type: "audio/wav" });
+}
+
+/** Plays chunks in order. `add` them as they arrive; `seek` may jump anywhere in what is here. */
+export class Playback {
+  chunks = []; // {start, samples, buffer}: start counts samples from the beginning of the speech
+  length = 0; // samples received
+  gaps = 0;
+  gapSeconds = 0;
+  played = new Set(); // indices heard to their end
+  #scheduled = []; // {index, at, from, length}: at = sample on the context's own clock
+  #sources = new Set();
+  #next = null; // sample on the context's clock where the next chunk belongs; null = not started
+
+  constructor(context) {
+    this.context = context;
+    this.sampleRate = context.sampleRate;
+  }
+
+  /** Takes the next chunk and schedules it. Returns seconds from now until it sounds. */
+  add(samples) {
+    const buffer = this.context.createBuffer(1, Math.max(samples.length, 1), this.sampleRate);
+    buffer.getChannelData(0).set(Float32Array.from(samples, (sample) => sample / 32768));
+    this.chunks.push({ start: this.length, samples, buffer });
+    this.length += samples.length;
+    return this.#schedule(this.chunks.length - 1, 0);
+  }
+
+  /** Plays on from this sample of the speech. */
+  seek(sample) {
+    const target = Math.min(Math.max(Math.round(sample), 0), Math.max(this.length - 1, 0));
+    this.silence();
+    this.chunks.forEach((chunk, index) => {
+      if (target < chunk.start + chunk.samples.length) {
+        this.#schedule(index, Math.max(target - chunk.start, 0));
+      }
+    });
+    this.context.resume();
+  }
+
+  silence() {
+    for (const source of this.#sources) {
+      source.onended = null;
+      source.stop();
+    }
+    this.#sources.clear();
+    this.#scheduled = [];
+    this.#next = null;
+  }
+
+  /** The sample of the speech being heard now; {index: -1} when nothing sounds. */
+  position() {
+    const now = this.#now();
+    const playing = this.#scheduled.findLast((part) => part.at <= now);
+    if (!playing) return { index: -1, sample: this.#scheduled[0]?.from ?? 0 };
+    const sample = playing.from + Math.min(now - playing.at, playing.length);
+    return { index: now < playing.at + playing.length ? playing.index : -1, sample };
+  }
+
+  get isSounding() {
+    return this.#sources.size > 0;
+  }
+
+  #now() {
+    return this.context.currentTime * this.sampleRate;
+  }
+
+  #schedule(index, skip) {
+    const { start, samples, buffer } = this.chunks[index];
+    const at = this.#place();
+    const source = new AudioBufferSourceNode(this.context, { buffer });
+    source.connect(this.context.destination);
+    source.onended = () => {
+      this.#sources.delete(source);
+      this.played.add(index);
+    };
+    source.start(at / this.sampleRate, skip / this.sampleRate);
+    this.#sources.add(source);
+    this.#scheduled.push({ index, at, from: start + skip, length: samples.length - skip });
+    this.#next = at + samples.length - skip;
+    return at / this.sampleRate - this.context.currentTime;
+  }
+
+  #place() {
+    const soonest = Math.ceil(this.#now() + LEAD_S * this.sampleRate);
+    if (this.#next === null) return soonest;
+    if (this.#next >= this.#now() + LATE_S * this.sampleRate) return this.#next;
+    this.gaps += 1;
+    this.gapSeconds += (soonest - this.#next) / this.sampleRate;
+    return soonest;
+  }
+}

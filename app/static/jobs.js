@@ -1,0 +1,142 @@
+// Long jobs: submitted here, made on the server, listed until they are gone. The server keeps
+// them, so a reload shows the same list. It is asked again only while something runs.
+
+import { apiKey, request } from "./api.js";
+import { el, saveAs, time } from "./view.js";
+
+const POLL_MS = 1000;
+const RUNNING = new Set(["queued", "running"]);
+
+export class Jobs {
+  #rows = new Map(); // job_id -> {item, state, parts}
+  #timer = 0;
+
+  /** onProblem shows an error that belongs to no field. */
+  constructor({ list, empty, status, onProblem }) {
+    Object.assign(this, { list, empty, status, onProblem });
+  }
+
+  async submit(body) {
+    const job = await (await request("/synthesize/long", { json: body })).json();
+    this.status.textContent = "Job accepted";
+    await this.refresh();
+    return job;
+  }
+
+  async refresh() {
+    clearTimeout(this.#timer);
+    let jobs;
+    try {
+      ({ jobs } = await (await request("/jobs?limit=20")).json());
+    } catch (problem) {
+      if (problem.status === 401) return this.onProblem(problem); // asked again once there is a key
+      // The worker line already says that the server is away; here it is enough to ask again.
+      this.#timer = setTimeout(() => this.refresh(), 5 * POLL_MS);
+      return;
+    }
+    const long = jobs.filter((job) => job.kind === "long");
+    this.#show(long);
+    clearTimeout(this.#timer); // two refreshes may have overlapped
+    if (long.some((job) => RUNNING.has(job.state))) {
+      this.#timer = setTimeout(() => this.refresh(), POLL_MS);
+    }
+  }
+
+  // Rows are kept and updated: drawing them anew would stop a playing file and lose the focus.
+  #show(jobs) {
+    const ids = new Set(jobs.map((job) => job.job_id));
+    for (const [id, { item }] of this.#rows) {
+      if (!ids.has(id)) item.remove();
+      if (!ids.has(id)) this.#rows.delete(id);
+    }
+    jobs.forEach((job, i) => {
+      if (!this.#rows.has(job.job_id)) this.#rows.set(job.job_id, this.#newRow(job));
+      const { item } = this.#rows.get(job.job_id);
+      const there = this.list.children[i] ?? null;
+      if (there !== item) this.list.insertBefore(item, there);
+      this.#update(this.#rows.get(job.job_id), job);
+    });
+    this.empty.hidden = jobs.length > 0;
+  }
+
+  #newRow(job) {
+    const parts = {
+      state: el("span", { className: "pill" }),
+      bar: el("progress", { max: 1, ariaLabel: "Progress" }),
+      facts: el("p", { className: "quiet number" }),
+      actions: el("div", { className: "row actions" }),
+      player: el("div", { className: "listen" }),
+    };
+    const item = el("li", { className: "job" },
+      el("div", { className: "row" },
+        el("span", { className: "job-text" }, preview(job)), parts.state),
+      parts.bar, parts.facts, parts.actions, parts.player);
+    item.dataset.job = job.job_id;
+    return { item, parts, state: null };
+  }
+
+  #update(row, job) {
+    const { parts, item } = row;
+    parts.bar.value = job.progress;
+    parts.bar.hidden = !RUNNING.has(job.state);
+    parts.facts.textContent = facts(job);
+    if (row.state === job.state) return;
+    if (row.state && !RUNNING.has(job.state)) this.status.textContent = `Job ${job.state}`;
+    row.state = item.dataset.state = parts.state.dataset.state = job.state;
+    parts.state.textContent = job.state;
+    parts.actions.replaceChildren(...this.#actions(job, parts.player));
+  }
+
+  #actions(job, player) {
+    const name = `“${preview(job, 40)}”`;
+    const button = (text, act) => {
+      const made = el("button", { type: "button", ariaLabel: `${text} ${name}` }, text);
+      made.addEventListener("click", () => act().catch(this.onProblem));
+      return made;
+    };
+    if (RUNNING.has(job.state)) return [button("Cancel", () => this.#delete(job))];
+    const remove = button("Remove", () => this.#delete(job));
+    if (job.state !== "done") return [remove];
+    return [
+      button("Listen", () => this.#listen(job, player, name)),
+      button("Download", async () => saveAs(await this.#source(job), `${job.job_id}.wav`)),
+      remove,
+    ];
+  }
+
+  // The server cancels a job that runs and forgets one that has ended.
+  async #delete(job) {
+    await request(job.links.self, { method: "DELETE" });
+    await this.refresh();
+  }
+
+  // Links and audio elements fetch large files piece by piece, but they cannot send a key.
+  async #source(job) {
+    if (!apiKey.get()) return job.links.audio;
+    return URL.createObjectURL(await (await request(job.links.audio)).blob());
+  }
+
+  async #listen(job, player, name) {
+    const src = await this.#source(job);
+    const audio = el("audio", { controls: true, src, ariaLabel: name });
+    player.replaceChildren(audio);
+    await audio.play();
+  }
+}
+
+function preview({ text_preview: text, characters }, length = text.length) {
+  const shown = text.slice(0, length).replace(/[\s…]+$/, "");
+  return shown.length < characters ? `${shown}…` : shown;
+}
+
+function facts(job) {
+  const parts = [`${job.voice}, ${job.language}`, `${job.characters.toLocaleString()} characters`];
+  if (RUNNING.has(job.state)) parts.push(`${job.chunks_done} of ${job.chunks_total} chunks`);
+  if (job.state === "running" && job.eta_seconds) parts.push(`${time(job.eta_seconds)} left`);
+  if (job.duration_seconds) parts.push(`${time(job.duration_seconds)} of audio`);
+  if (job.finished_at && job.started_at && job.state === "done") {
+    parts.push(`made in ${time(job.finished_at - job.started_at)}`);
+  }
+  if (job.error) parts.push(job.error);
+  return parts.join(" · ");
+}
