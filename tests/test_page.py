@@ -1,0 +1,233 @@
+"""The page in a real Chromium against the running server: it plays, stops, explains and lists.
+
+Sound is judged by the browser's own audio clock, which also runs on machines without a loudspeaker.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+DRIVER = shutil.which("chromedriver") or "/usr/bin/chromedriver"
+TWO_CHUNKS = (
+    "The lighthouse keeper climbed the stairs and lit the lamp before the fog came in. "
+    "On the tenth day a small boat drifted out of the mist, and nobody was rowing it."
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
+        message = "chromium and chromedriver are not installed (Debian: chromium, chromium-driver)"
+        if os.environ.get("SUPERTONIC_REQUIRE_BROWSER") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for switch in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "--window-size=1280,1000",
+    ):  # fmt: skip
+        options.add_argument(switch)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The opened page: find things, set things, wait for things."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
+        self.driver = driver
+        driver.get(f"{url}/ui")
+        driver.execute_script("localStorage.clear()")
+        driver.get_log("browser")
+        self.open(url)
+
+    def open(self, url: str) -> None:
+        self.driver.get(f"{url}/ui")
+        self.wait("document.querySelectorAll('#voices input').length === 10")
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def script(self, code: str, *args: object) -> Any:
+        return self.driver.execute_script(code, *args)
+
+    def wait(self, condition: str, limit_s: float = 30) -> None:
+        until = WebDriverWait(self.driver, limit_s, poll_frequency=0.05)
+        until.until(lambda _: self.script(f"return {condition}"), f"never true: {condition}")
+
+    def set(self, **values: object) -> None:
+        for name, value in values.items():
+            self.script(
+                "const [id, value] = arguments; const field = document.getElementById(id);"
+                "field.value = value; field.dispatchEvent(new Event('input', {bubbles: true}));",
+                name, value,
+            )  # fmt: skip
+
+    @property
+    def speech(self) -> dict[str, Any]:
+        return self.script("return JSON.parse(JSON.stringify(window.supertonic))")
+
+    def console_errors(self) -> list[str]:
+        entries = self.driver.get_log("browser")
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, server: Any) -> Page:
+    return Page(browser, server.url)
+
+
+def test_speak_plays_every_chunk_without_a_gap(page: Page, tmp_path: Path) -> None:
+    page.set(text=TWO_CHUNKS, speed=2, pause_s=0.1)
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'playing'")
+    clock = page.speech["currentTime"]
+    page.wait(f"supertonic.currentTime > {clock} + 0.5")
+    page.wait("supertonic.state === 'finished'", limit_s=60)
+    speech = page.speech
+    page.driver.save_screenshot(str(tmp_path / "page.png"))
+    assert speech["chunksPlayed"] == speech["chunksReceived"] == speech["chunksTotal"] >= 2
+    assert speech["gaps"] == 0
+    assert speech["playedSeconds"] == pytest.approx(speech["scheduledSeconds"])
+    assert speech["currentTime"] >= speech["scheduledSeconds"] > 1
+    assert page.find("#first-audio").text.endswith((" ms", " s"))
+    assert page.console_errors() == []
+
+
+def test_a_chunk_can_be_heard_again_and_read_along(page: Page) -> None:
+    page.set(text=TWO_CHUNKS, speed=2)
+    page.find("#speak").click()
+    page.wait("supertonic.chunksTotal >= 2 && supertonic.chunksReceived === supertonic.chunksTotal")
+    page.find("#chunks li:last-child button").click()
+    page.wait("document.querySelector('#chunks li:last-child [aria-current=true]') !== null")
+    assert page.speech["playedSeconds"] > page.speech["scheduledSeconds"] / 4
+    page.wait("supertonic.state === 'finished'")
+    assert page.speech["gaps"] == 0
+
+
+def test_the_downloaded_file_holds_exactly_the_samples_that_were_played(page: Page) -> None:
+    joined = page.driver.execute_async_script("""
+        const done = arguments[0];
+        const { decodeWav, encodeWav } = await import("/static/audio.js");
+        const pieces = [new Int16Array([1, -2, 32767]), new Int16Array([-32768, 5])];
+        const bytes = new Uint8Array(await encodeWav(pieces, 44100).arrayBuffer());
+        const { sampleRate, samples } = decodeWav(btoa(String.fromCharCode(...bytes)));
+        done([sampleRate, ...samples]);
+    """)
+    assert joined == [44100, 1, -2, 32767, -32768, 5]
+
+
+def test_events_are_the_same_however_the_network_cuts_them(page: Page) -> None:
+    answers = page.driver.execute_async_script(r"""
+        const done = arguments[0];
+        const { SseParser } = await import("/static/api.js");
+        const stream = ": beat\r\n\r\nid: 7\r\nevent: chunk\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\n"
+          + "data:  two\n\nevent: done\rdata\r\r\n";
+        const read = (pieces) => {
+          const parser = new SseParser();
+          return JSON.stringify(pieces.flatMap((piece) => parser.push(piece)));
+        };
+        const cuts = [...stream].map((_, i) => read([stream.slice(0, i), stream.slice(i)]));
+        done([JSON.parse(read([stream])), new Set([...cuts, read([...stream])]).size]);
+    """)
+    assert answers == [
+        [
+            {"id": "7", "event": "chunk", "data": '{"a":\n1}'},
+            {"id": "7", "event": "message", "data": " two"},
+            {"id": "7", "event": "done", "data": ""},
+        ],
+        1,
+    ]
+
+
+def test_the_page_says_when_the_built_in_voice_speaks(page: Page, server: Any) -> None:
+    model = requests.get(f"{server.url}/voices", timeout=10).json()["model"]
+    page.wait("document.getElementById('worker').dataset.state === 'ready'")
+    assert model["name"] in page.find("#model").text
+    notice = page.find("#builtin-notice")
+    assert notice.is_displayed() == model["is_builtin"]
+    assert "make model" in notice.get_attribute("textContent")
+
+
+def test_escape_stops_the_sound_and_cancels_the_job(page: Page, server: Any) -> None:
+    page.set(text=TWO_CHUNKS * 60, steps=50)
+    page.find("#text").send_keys(Keys.CONTROL, Keys.ENTER)
+    page.wait("supertonic.chunksReceived >= 1")
+    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.wait("supertonic.state === 'stopped'")
+    job_url = f"{server.url}/jobs/{page.speech['jobId']}"
+    WebDriverWait(None, 20, poll_frequency=0.1).until(
+        lambda _: requests.get(job_url, timeout=10).json()["state"] == "cancelled"
+    )
+    assert page.speech["chunksReceived"] < page.speech["chunksTotal"]
+    assert not page.find("#stop").is_enabled()
+
+
+def test_text_without_words_is_explained_beside_the_text_box(page: Page) -> None:
+    page.set(text="🙂 🙂")
+    page.find("#speak").click()
+    page.wait("!document.getElementById('error-text').hidden")
+    assert len(page.find("#error-text").text) > 10
+    assert page.find("#text").get_attribute("aria-invalid") == "true"
+    assert page.find("#problem-title").text
+    page.set(text="Now there are words.")
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'playing'")
+    assert not page.find("#error-text").is_displayed()
+
+
+def test_a_long_job_ends_in_a_file_that_survives_a_reload(page: Page, server: Any) -> None:
+    page.set(text=TWO_CHUNKS * 3, speed=2)
+    page.find("#submit-job").click()
+    page.wait("document.querySelector('#jobs li')")
+    job = page.find("#jobs li").get_attribute("data-job")
+    row = f'#jobs li[data-job="{job}"]'
+    page.wait(f"document.querySelector('{row}').dataset.state === 'done'", limit_s=60)
+    page.open(server.url)
+    page.wait(f"document.querySelector('{row} .actions button')")
+    page.find(f"{row} .actions button").click()
+    page.wait(f"document.querySelector('{row} audio')?.duration > 1")
+    page.wait(f"document.querySelector('{row} audio').currentTime > 0.2")
+    assert page.console_errors() == []
+
+
+def test_settings_are_remembered_and_appear_in_the_example_code(page: Page, server: Any) -> None:
+    page.set(text="It's mine.", steps=7, seed=42)
+    page.find("#voice-F3").click()
+    page.open(server.url)
+    assert page.find("#text").get_attribute("value") == "It's mine."
+    page.find("input[value=python]").click()
+    snippet = page.find("#snippet").text
+    for part in (f"{server.url}/synthesize", '"F3"', '"steps": 7', '"seed": 42', "It's mine."):
+        assert part in snippet
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_fits_a_narrow_screen(page: Page, theme: str, tmp_path: Path) -> None:
+    size = {"width": 320, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        while page.script("return document.documentElement.dataset.theme") != theme:
+            page.find("#theme").click()
+        page.driver.save_screenshot(str(tmp_path / f"{theme}.png"))
+        assert page.script("return document.documentElement.scrollWidth") <= 320
+        colour = page.script("return getComputedStyle(document.body).backgroundColor")
+        assert (colour < "rgb(2") == (theme == "dark")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
