@@ -29,7 +29,7 @@ TWO_CHUNKS = (
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
         message = "chromium and chromedriver are not installed (Debian: chromium, chromium-driver)"
-        if os.environ.get("SUPERTONIC_REQUIRE_BROWSER") == "1":
+        if os.environ.get("REQUIRE_BROWSER") == "1":
             pytest.fail(message)
         pytest.skip(message)
     options = webdriver.ChromeOptions()

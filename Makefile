@@ -1,0 +1,70 @@
+# Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
+.DEFAULT_GOAL := help
+.PHONY: help run test lint worker files web flower redis model doctor bench bench-engine \
+	bench-pipeline builtin clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help:  ## list the chores
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
+
+# Without an NVIDIA driver the CPU build of PyTorch saves gigabytes; where its index cannot be
+# reached, the ordinary index serves as well.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv (once, a few minutes)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@command -v nvidia-smi >/dev/null || $(BIN)/pip install --quiet --retries 0 --timeout 20 \
+		--index-url $(CPU_WHEELS) '$(TORCH)' 2>/dev/null || true
+	@$(BIN)/pip install --quiet --editable '.[all]'
+	@touch $@
+
+run: $(READY)  ## Redis, worker, files worker and web until Ctrl-C
+	@exec $(BIN)/python -m app.run $(ARGS)
+
+test: $(READY)  ## the whole test suite, against real processes (ARGS='-k word' for a part)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One process each, as the Procfile says, against the Redis at SUPERTONIC_REDIS_URL.
+worker files web flower redis: $(READY)
+	@eval "$$(sed -n 's/^$@: *//p' Procfile)"
+
+worker:  ## one batching worker
+files:  ## the worker for files and exports
+web:  ## the web alone
+flower:  ## Flower's view of the workers
+redis:  ## a Redis at port 6379 (REDIS_PORT)
+
+model: $(READY)  ## download the Supertonic 2 weights and voices
+	@$(BIN)/python -m supertonic download
+
+doctor: $(READY)  ## what is installed, which device, do the weights load
+	@$(BIN)/python -m supertonic doctor
+
+bench: bench-engine bench-pipeline  ## both benchmarks
+
+bench-engine: $(READY)  ## model speed, no queue
+	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
+
+bench-pipeline: $(READY)  ## what the queue and the web cost, null engine
+	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)
+
+builtin: $(READY)  ## make the built-in voice again
+	$(BIN)/python -m training.make_builtin $(ARGS)
+
+clean:  ## remove the environment and caches; data and models stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

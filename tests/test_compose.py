@@ -1,0 +1,145 @@
+"""The container files say what the code says: commands, settings, extras, files to copy."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.processes import STOP_WAIT_S
+from app.run import read_procfile
+from tasks.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = ("docker/Dockerfile.web", "docker/Dockerfile.worker")
+
+
+def packages_of(extra: str) -> set[str]:
+    """Names of what `pip install .[extra]` asks for, through extras of extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = set()
+    for requirement in project["optional-dependencies"][extra] + project["dependencies"]:
+        nested = re.fullmatch(rf"{project['name']}\[(.+)\]", requirement)
+        if nested:
+            names |= set.union(*(packages_of(name) for name in nested[1].split(",")))
+        else:
+            names.add(re.match(r"[\w.-]+", requirement)[0].lower())
+    return names
+
+
+def copied_files(dockerfile: str) -> list[str]:
+    lines = re.findall(r"^COPY (.+)$", (ROOT / dockerfile).read_text(), re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_a_health_check_and_time_to_stop(name: str) -> None:
+    service = SERVICES[name]
+    assert service["healthcheck"]["test"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > STOP_WAIT_S
+    assert service["restart"] == "unless-stopped"
+
+
+def test_cpu_and_gpu_workers_are_alternatives_and_flower_is_a_choice() -> None:
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    assert profiles["worker"] == ["cpu"]
+    assert profiles["worker-gpu"] == ["gpu"]
+    assert profiles["flower"] == ["flower"]
+    assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "web", "files"]
+
+
+def test_workers_scale_because_nothing_of_them_is_unique() -> None:
+    for name in ("worker", "worker-gpu"):
+        assert not {"container_name", "hostname", "ports"} & SERVICES[name].keys()
+
+
+def test_the_gpu_worker_asks_for_an_nvidia_device() -> None:
+    reservations = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]
+    assert reservations["devices"][0]["driver"] == "nvidia"
+    assert SERVICES["worker-gpu"]["environment"]["SUPERTONIC_DEVICE"] == "cuda"
+    assert SERVICES["worker"]["environment"]["SUPERTONIC_DEVICE"] == "cpu"
+
+
+def test_ports_are_published_for_this_machine_only_unless_asked() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"web", "flower"}
+    for ports in published.values():
+        assert all(port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:") for port in ports)
+
+
+@pytest.mark.parametrize("path", ["docker-compose.yml", "Procfile", *DOCKERFILES])
+def test_every_setting_used_exists(path: str) -> None:
+    known = {f"SUPERTONIC_{name.upper()}" for name in Settings.__dataclass_fields__}
+    used = set(re.findall(r"SUPERTONIC_[A-Z_]+", (ROOT / path).read_text()))
+    assert used <= known
+
+
+def test_web_files_and_flower_images_have_no_torch() -> None:
+    for name in ("web", "files", "flower"):
+        build = SERVICES[name]["build"]
+        assert build["dockerfile"] == "docker/Dockerfile.web"
+        packages = packages_of(build.get("args", {}).get("EXTRA", "web"))
+        assert "celery" in packages
+        assert "torch" not in packages
+    assert "torch" in packages_of("worker")
+
+
+def test_the_cpu_image_takes_the_pinned_torch() -> None:
+    command = re.search(r"grep -o '[^']+' pyproject.toml", (ROOT / DOCKERFILES[1]).read_text())
+    found = subprocess.run(command[0], shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+\n", found.stdout)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_what_an_image_copies_exists_and_reaches_the_builder(dockerfile: str) -> None:
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    sources = copied_files(dockerfile)
+    assert "tasks" in sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in allowed
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_images_do_not_run_as_root(dockerfile: str) -> None:
+    users = re.findall(r"^USER (.+)$", (ROOT / dockerfile).read_text(), re.MULTILINE)
+    assert users == ["supertonic"]
+
+
+@pytest.mark.parametrize("name", ["worker", "files", "web"])
+def test_containers_run_what_the_procfile_runs(name: str) -> None:
+    def without_node_name(command: str) -> str:
+        return re.sub(r" -n \S+", "", command.removeprefix("exec "))
+
+    assert without_node_name(SERVICES[name]["command"]) == without_node_name(read_procfile()[name])
+
+
+def test_redis_keeps_its_data_and_refuses_rather_than_forgets() -> None:
+    for command in (SERVICES["redis"]["command"], read_procfile()["redis"]):
+        assert "--appendonly yes" in command
+        assert "--maxmemory-policy noeviction" in command
+    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+
+
+def test_flower_does_not_start_without_a_password() -> None:
+    command = [part.replace("$$", "$") for part in SERVICES["flower"]["command"]]
+    env = {"PATH": os.environ["PATH"], "FLOWER_BASIC_AUTH": ""}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=10)
+    assert ended.returncode != 0
+    assert "set it to user:password" in ended.stderr
+
+
+def test_every_service_of_ours_has_its_own_health_check() -> None:
+    checks = {name: service["healthcheck"]["test"] for name, service in SERVICES.items()}
+    known = re.findall(r"^def ([a-z]+)\(", (ROOT / "docker/healthy.py").read_text(), re.MULTILINE)
+    assert checks.pop("redis") == ["CMD", "redis-cli", "ping"]
+    assert checks.pop("worker-gpu") == checks["worker"]
+    for name, test in checks.items():
+        assert test == ["CMD", "python", "docker/healthy.py", name]
+        assert name in known

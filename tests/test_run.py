@@ -1,0 +1,170 @@
+"""`python -m app.run` as a person meets it: it starts, heals, complains and stops, all for real."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.stack import free_port, wait_for
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 120.0
+
+
+@dataclass
+class Launch:
+    """One `python -m app.run` on its own port and data directory."""
+
+    data_dir: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def output(self) -> str:
+        return (self.data_dir / "output").read_text()
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, self.output()
+        return "Ready: " in self.output()
+
+    def status(self, path: str) -> int:
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=5).status_code
+        except requests.ConnectionError:
+            return 0
+
+    def pid_of(self, name: str) -> int:
+        """The running process's pid, 0 while there is none."""
+        config = str(self.data_dir / "run" / "supervisord.conf")
+        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", config, "pid", name]
+        answer = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return int(answer) if answer.isdigit() else 0
+
+    def pids(self) -> list[int]:
+        """Everything that was started for this data directory and still lives."""
+        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if self._is_ours(path)]
+
+    def _is_ours(self, process: Path) -> bool:
+        try:
+            environ = (process / "environ").read_bytes()
+        except OSError:
+            return False
+        return f"SUPERTONIC_DATA_DIR={self.data_dir}\0".encode() in environ
+
+
+def launch(data_dir: Path, port: int, **settings: str) -> Launch:
+    data_dir.mkdir(exist_ok=True)
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("SUPERTONIC_")}
+    own = {"SUPERTONIC_PORT": str(port), "SUPERTONIC_DATA_DIR": str(data_dir)}
+    with (data_dir / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.run"],
+            cwd=ROOT,
+            env=kept | own | {"SUPERTONIC_MODEL": "tiny"} | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Launch(data_dir, port, process)
+
+
+def ended(started: Launch) -> tuple[int, str]:
+    """Exit status and last line of a launch that is expected to end by itself."""
+    status = started.process.wait(timeout=START_LIMIT_S)
+    return status, started.output().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    started = launch(tmp_path_factory.mktemp("service"), free_port())
+    try:
+        wait_for(started.is_ready, START_LIMIT_S)
+        yield started
+    finally:
+        started.process.terminate()
+        started.process.wait(timeout=120)
+
+
+def test_it_says_where_the_service_is_and_which_model_speaks(service: Launch) -> None:
+    address = f"http://127.0.0.1:{service.port}"
+    assert f"Ready: {address} (page: {address}/ui, model: tiny)" in service.output()
+    assert service.status("/readyz") == 200
+    assert service.status("/ui") == 200
+
+
+def test_the_log_of_every_process_is_shown_under_its_name(service: Launch) -> None:
+    shown = {
+        line.split(" | ")[0].strip() for line in service.output().splitlines() if " | " in line
+    }
+    assert shown == {"redis", "worker", "files", "web"}
+
+
+def test_a_killed_worker_comes_back_while_the_rest_goes_on(service: Launch) -> None:
+    worker, web = service.pid_of("worker"), service.pid_of("web")
+    os.kill(worker, signal.SIGKILL)
+    again = wait_for(lambda: {service.pid_of("worker")} - {0, worker}, 10)
+    # The killed worker's record lasts a few seconds; ready has to be the new one's doing.
+    wait_for(lambda: f"worker-{again.copy().pop()}@" in living_workers(service), START_LIMIT_S)
+    assert service.status("/readyz") == 200
+    assert service.pid_of("web") == web
+
+
+def living_workers(service: Launch) -> str:
+    return requests.get(f"http://127.0.0.1:{service.port}/", timeout=5).text
+
+
+def test_a_port_in_use_is_said_before_anything_starts(service: Launch, tmp_path: Path) -> None:
+    status, last_line = ended(launch(tmp_path, service.port))
+    assert status == 1
+    assert last_line.startswith(f"Stopped: cannot listen on 127.0.0.1:{service.port} (Address ")
+    assert "SUPERTONIC_PORT" in last_line
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: Path) -> None:
+    # `launch` keeps its output in the data directory, hence the detour over a setting.
+    second = launch(tmp_path, free_port(), SUPERTONIC_DATA_DIR=str(service.data_dir))
+    status, last_line = ended(second)
+    assert status == 1
+    assert f"another service uses {service.data_dir}" in last_line
+
+
+def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
+    status, last_line = ended(launch(tmp_path, free_port(), SUPERTONIC_MODLE="tiny"))
+    assert status == 1
+    assert last_line.startswith("Stopped: SUPERTONIC_MODLE is not a setting")
+
+
+def test_a_corrupt_model_ends_everything_with_the_workers_own_words(tmp_path: Path) -> None:
+    model_dir = tmp_path / "model"
+    model_dir.mkdir()
+    (model_dir / "supertonic.safetensors").write_bytes(b"not weights at all")
+    started = launch(tmp_path, free_port(), SUPERTONIC_MODEL=str(model_dir))
+    status, last_line = ended(started)
+    assert status == 1
+    assert last_line.startswith("Stopped: worker does not keep running: ")
+    assert "supertonic.safetensors" in last_line
+    assert started.pids() == []
+
+
+def test_ctrl_c_stops_everything_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    started = launch(tmp_path, free_port())
+    wait_for(started.is_ready, START_LIMIT_S)
+    assert len(started.pids()) >= 6  # the launcher, supervisord and four processes
+    started.process.send_signal(signal.SIGINT)
+    assert started.process.wait(timeout=60) == 0
+    assert started.pids() == []
+    assert "Redis is now ready to exit" in started.output()
+
+
+def test_supervision_ends_with_a_killed_launcher(tmp_path: Path) -> None:
+    """Nobody could stop the service in order any more, so it stops itself."""
+    started = launch(tmp_path, free_port())
+    wait_for(lambda: started.pid_of("redis"), START_LIMIT_S)
+    started.process.kill()
+    started.process.wait()
+    wait_for(lambda: not started.pids(), 60)
