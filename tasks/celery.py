@@ -4,14 +4,19 @@
 brings the batching consumer. Importing this module alone costs no torch, so the web uses it too.
 """
 
+import warnings
 from collections.abc import Iterable
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 
 from tasks.messages import Chunk
 
 SYNTHESIZE = "tasks.synthesize_chunk"
 ADVANCE = "tasks.advance_job"
+
+# Celery warns root at length because a pickled message could run code; ours are JSON only.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 app = Celery("tasks", include=["tasks.worker"])
 app.config_from_object("celeryconfig")

@@ -24,6 +24,9 @@ from tasks.settings import Settings
 from tasks.speaker import Speaker
 from tasks.workers import WorkerRecord, WorkerRecords
 
+# What a character of text sounds for at speed 1, roughly; the engine counts characters.
+SECONDS_PER_CHARACTER = 0.065
+
 logger = get_logger(__name__)
 settings = Settings.from_env()
 
@@ -81,8 +84,9 @@ app.steps["consumer"].add(BatchingConsumer)
 def _limits(engine: Any, max_batch: int | None, max_wait_ms: float | None) -> Limits:
     wanted = settings.max_batch if max_batch is None else max_batch
     wait_ms = settings.max_wait_ms if max_wait_ms is None else max_wait_ms
-    # More rows than the engine runs in one pass would only make the first of them wait.
-    return Limits(min(wanted, engine.rows_per_pass), settings.max_batch_seconds, wait_ms / 1000)
+    # What the engine cannot run in one pass would only make the first of its rows wait.
+    seconds = min(settings.max_batch_seconds, engine.size_per_pass * SECONDS_PER_CHARACTER)
+    return Limits(wanted, seconds, wait_ms / 1000)
 
 
 class _Announcer:

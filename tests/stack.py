@@ -107,7 +107,12 @@ class Stack:
         return self
 
     def wait_ready(self, limit_s: float = 60.0) -> None:
-        wait_for(lambda: self.get("/readyz").status_code == 200, limit_s, "/readyz is green")
+        def ready() -> bool:
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not ended, f"{ended[0]} ended: {self.log(ended[0])[-2000:]}"
+            return self.get("/readyz").status_code == 200
+
+        wait_for(ready, limit_s, "/readyz is green")
 
     def kill(self, name: str) -> None:
         """End one process without giving it a chance to tidy up."""

@@ -1,0 +1,38 @@
+"""Flower sees the workers and every chunk: received, started, succeeded, failed."""
+
+import sys
+
+import requests
+
+from tests.stack import Stack, free_port, wait_for
+
+
+def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    # Its API answers without a password only when asked to; compose puts one in front.
+    stack.env |= {"FLOWER_UNAUTHENTICATED_API": "true"}
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker()
+    stack.start(
+        "flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}"
+    )
+    stack.wait_ready()
+    # Flower switches task events on when it starts; until that is heard, nothing is recorded.
+    wait_for(lambda: "worker@test" in requests.get(f"{address}/api/workers?refresh=1").text, 30)
+
+    def recorded() -> list[dict]:
+        stack.post("/synthesize", {"text": "Can you see me?"})
+        return list(requests.get(f"{address}/api/tasks").json().values())
+
+    tasks = wait_for(recorded, 30, "tasks in Flower")
+    assert {task["name"] for task in tasks} == {"tasks.synthesize_chunk"}
+
+    def succeeded() -> dict | None:
+        tasks = requests.get(f"{address}/api/tasks?state=SUCCESS").json().values()
+        return next((task for task in tasks if task["received"] and task["started"]), None)
+
+    task = wait_for(succeeded, 20, "a task that succeeded")
+    assert task["received"] <= task["started"] <= task["succeeded"]
+    assert task["worker"] == "worker@test"
