@@ -1,0 +1,50 @@
+"""Float samples to 16-bit PCM to WAV. Pieces of PCM can be joined by writing them in a row."""
+
+import io
+import wave
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+BYTES_PER_SAMPLE = 2  # mono, signed 16 bit, little-endian
+FULL_SCALE = 32767
+
+
+def to_pcm16(samples: np.ndarray) -> bytes:
+    """Mono samples in [-1, 1] to PCM; what lies outside is clipped."""
+    return np.rint(np.clip(samples, -1, 1) * FULL_SCALE).astype("<i2").tobytes()
+
+
+def silence(seconds: float, sample_rate: int) -> bytes:
+    """PCM of `seconds` without sound, rounded to whole samples."""
+    return bytes(BYTES_PER_SAMPLE * round(seconds * sample_rate))
+
+
+def wav_bytes(pcm: bytes, sample_rate: int) -> bytes:
+    """A complete WAV file around `pcm`."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        _describe(wav, sample_rate, len(pcm) // BYTES_PER_SAMPLE)
+        wav.writeframesraw(pcm)
+    return file.getvalue()
+
+
+def write_wav(path: str | Path, blocks: Iterable[bytes], sample_rate: int, n_samples: int) -> None:
+    """Write pieces of PCM as one WAV file, one piece in memory at a time.
+
+    `n_samples` is their total: it stands in the header before the first piece is written.
+    """
+    with wave.open(str(path), "wb") as wav:
+        _describe(wav, sample_rate, n_samples)
+        for block in blocks:
+            wav.writeframesraw(block)
+        if wav.tell() != n_samples:
+            raise ValueError(f"{path}: expected {n_samples} samples, got {wav.tell()}")
+
+
+def _describe(wav: wave.Wave_write, sample_rate: int, n_samples: int) -> None:
+    wav.setnchannels(1)
+    wav.setsampwidth(BYTES_PER_SAMPLE)
+    wav.setframerate(sample_rate)
+    wav.setnframes(n_samples)

@@ -1,0 +1,259 @@
+"""From a directory of files and a device to `synthesize(utterances)`.
+
+The engine knows text, voices and devices; the model below it knows only tensors. What a caller
+gets for an utterance depends on that utterance alone, never on what else was in the list.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from supertonic.config import ModelConfig
+from supertonic.errors import ConfigError, UnknownVoice, WeightsError
+from supertonic.model import Batch, Supertonic
+from supertonic.text import LANGUAGES, VOCABULARY, encode
+from supertonic.voices import Style, load_styles
+from supertonic.weights import load_weights
+
+BUILTIN = Path(__file__).parent / "builtin"
+BUILTIN_DESCRIPTION = (
+    "Built-in placeholder voice: hums at speech length, no words. "
+    "Install the Supertonic 2 weights for speech."
+)
+WEIGHTS_FILE = "supertonic.safetensors"
+PRECISIONS = ("float32",)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    text: str
+    language: str
+    voice: str
+    steps: int
+    speed: float
+    seed: int
+    index: int  # which chunk of its request; with the seed it decides the noise
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    samples: np.ndarray  # (N,) float32, as the model made them
+    sample_rate: int
+
+
+class Engine:
+    """A loaded model on a device. Not to be shared between threads."""
+
+    def __init__(
+        self,
+        model: Supertonic,
+        styles: dict[str, Style],
+        *,
+        name: str,
+        description: str,
+        is_builtin: bool,
+        fingerprint: str,
+        device: str,
+        precision: str,
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.is_builtin = is_builtin
+        self.fingerprint = fingerprint
+        self.device = device
+        self.precision = precision
+        self.sample_rate = model.config.sample_rate
+        self.voices = tuple(styles)
+        self.languages = LANGUAGES
+        self._styles = styles
+        self.model = model.to(device).eval()
+        # Durations in double precision: float32 rounds differently with the shape of the batch,
+        # and a difference of 1e-7 changes the number of samples of one short utterance in sixty
+        # and of one long one in five (measured). A row would then be longer than it is alone,
+        # and sometimes by a frame, with other noise.
+        self.model.duration_predictor.double()
+        self.size_per_pass = size_per_pass(model, device)
+        if device == "cpu" and _is_small(model):
+            # Each operation takes microseconds: a second thread gains nothing, and on a busy
+            # machine its waiting turned 17 ms into 3 seconds.
+            torch.set_num_threads(1)
+
+    @torch.inference_mode()
+    def synthesize(self, utterances: list[Utterance]) -> list[Audio]:
+        """Speak each utterance, in order.
+
+        Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
+        """
+        text_ids = [self._check_and_encode(utterance) for utterance in utterances]
+        audio: dict[int, Audio] = {}
+        sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
+        for rows in plan_passes(sizes, self.size_per_pass):
+            batch = self.collate([text_ids[i] for i in rows], [utterances[i] for i in rows])
+            waveforms, n_samples = self.model(batch)
+            for i, waveform, n in zip(rows, waveforms.cpu().numpy(), n_samples, strict=True):
+                audio[i] = Audio(waveform[:n].copy(), self.sample_rate)
+        return [audio[i] for i in range(len(utterances))]
+
+    def warm_up(self) -> None:
+        """Run once, so that the first user does not wait for memory and kernels to be set up."""
+        self.synthesize([Utterance("Hello.", "en", self.voices[0], 2, 1.0, 0, 0)])
+
+    def device_memory_bytes(self) -> int:
+        """Memory taken on a CUDA device, 0 elsewhere."""
+        if not self.device.startswith("cuda"):
+            return 0
+        return int(torch.cuda.memory_allocated(self.device))
+
+    def _check_and_encode(self, utterance: Utterance) -> list[int]:
+        if utterance.voice not in self._styles:
+            known = ", ".join(self.voices)
+            raise UnknownVoice(f"voice {utterance.voice!r} is not one of {known}")
+        if utterance.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {utterance.steps}")
+        if not 0 < utterance.speed < float("inf"):
+            raise ValueError(f"speed must be above 0, got {utterance.speed}")
+        if utterance.seed < 0 or utterance.index < 0:
+            raise ValueError(
+                f"seed and index must not be negative, got {utterance.seed}, {utterance.index}"
+            )
+        return encode(utterance.text, utterance.language)
+
+    def collate(self, text_ids: Sequence[list[int]], utterances: Sequence[Utterance]) -> Batch:
+        lengths = [len(ids) for ids in text_ids]
+        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in text_ids]
+        styles = [self._styles[utterance.voice] for utterance in utterances]
+        return Batch(
+            text_ids=torch.tensor(padded, device=self.device),
+            text_lengths=torch.tensor(lengths, device=self.device),
+            style_ttl=torch.from_numpy(np.stack([s.ttl for s in styles])).to(self.device),
+            style_dp=torch.from_numpy(np.stack([s.dp for s in styles])).to(self.device),
+            speed=torch.tensor([u.speed for u in utterances], device=self.device),
+            steps=[u.steps for u in utterances],
+            seeds=[(u.seed, u.index) for u in utterances],
+        )
+
+
+def plan_passes(sizes: Sequence[float], size_per_pass: float) -> list[list[int]]:
+    """Which rows are computed together: similar sizes, padded total at most `size_per_pass`.
+
+    A row that is larger than that alone gets a pass of its own.
+    """
+    passes: list[list[int]] = []
+    for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
+        # Sorted, so this row is the longest so far and decides the padding of the others.
+        if passes and sizes[row] * (len(passes[-1]) + 1) <= size_per_pass:
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+    return passes
+
+
+def size_per_pass(model: Supertonic, device: str) -> float:
+    """How much goes through the model at once, in characters at speed 1.
+
+    Measured, milliseconds per row on one core at 2 steps, for one / four / eight rows at a time:
+    full size, 100 characters: 458 / 455 / 470; full size, 26 characters: 254 / 153 / 172;
+    built-in size, 100 characters: 17.5 / - / 8.3, and 9.4 for 32. So a CPU is busy with a pass of
+    some 128 characters in full size and 1,000 in a small one; beyond that, more rows only push
+    each other out of the cache. A GPU takes everything the caller put together.
+    """
+    if device.startswith("cuda"):
+        return float("inf")
+    return 1000 if _is_small(model) else 128
+
+
+def _is_small(model: Supertonic) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
+
+
+def load_engine(
+    model: str = "auto",
+    model_dir: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+) -> Engine:
+    """Load a model directory: `supertonic.safetensors`, `voice_styles/*.json`, maybe `config.json`.
+
+    model: "supertonic-2" is what lies in `model_dir`; "tiny" is the built-in voice; "auto" is the
+    first of the two that is there; anything else is a directory of its own.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision {precision!r} is not supported; this version has {', '.join(PRECISIONS)}"
+        )
+    device = _resolve_device(device)
+    name, directory = _resolve_directory(model, model_dir)
+    config = _load_config(directory)
+    with torch.device("meta"):  # sizes only: filling 65 million numbers at random takes seconds
+        network = Supertonic(config)
+    load_weights(network, directory / WEIGHTS_FILE)
+    duration = config.duration_predictor
+    styles = load_styles(
+        directory / "voice_styles",
+        (config.n_style, config.style_dim),
+        (duration.n_style, duration.style_dim),
+    )
+    is_builtin = directory == BUILTIN
+    return Engine(
+        network,
+        styles,
+        name=name,
+        description=BUILTIN_DESCRIPTION if is_builtin else f"Supertonic weights in {directory}.",
+        is_builtin=is_builtin,
+        fingerprint=_fingerprint(directory, config, precision),
+        device=device,
+        precision=precision,
+    )
+
+
+def _resolve_device(device: str) -> str:
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda, cuda:<number>")
+    if device.startswith("cuda") and not available:
+        raise ConfigError(f"device {device!r} was asked for, but no CUDA device is available")
+    return device
+
+
+def _resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Path]:
+    """The name of the model and the directory that holds it."""
+    published = Path(model_dir) if model_dir else None
+    if model == "auto":
+        has_weights = published is not None and (published / WEIGHTS_FILE).exists()
+        model = "supertonic-2" if has_weights else "tiny"
+    if model == "tiny":
+        return "tiny", BUILTIN
+    if model == "supertonic-2" and published is not None:
+        name, directory = model, published
+    else:
+        name, directory = Path(model).resolve().name, Path(model)
+    if not (directory / WEIGHTS_FILE).exists():
+        raise WeightsError(
+            f"{directory}: no {WEIGHTS_FILE} there; `python -m supertonic download` fetches it"
+        )
+    return name, directory
+
+
+def _load_config(directory: Path) -> ModelConfig:
+    path = directory / "config.json"
+    config = ModelConfig.load(path) if path.exists() else ModelConfig()
+    if config.vocabulary != len(VOCABULARY) + 1:
+        raise ConfigError(
+            f"{path}: vocabulary: expected {len(VOCABULARY) + 1}, got {config.vocabulary}"
+        )
+    return config
+
+
+def _fingerprint(directory: Path, config: ModelConfig, precision: str) -> str:
+    """Changes with anything that changes the sound."""
+    digest = hashlib.blake2b(repr((config, precision)).encode(), digest_size=6)
+    for path in [directory / WEIGHTS_FILE, *sorted((directory / "voice_styles").glob("*.json"))]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()

@@ -1,0 +1,307 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from supertonic.audio import to_pcm16
+from supertonic.config import ModelConfig
+from supertonic.engine import (
+    BUILTIN,
+    WEIGHTS_FILE,
+    Audio,
+    Engine,
+    Utterance,
+    load_engine,
+    plan_passes,
+)
+from supertonic.errors import ConfigError, EmptyText, UnknownLanguage, UnknownVoice, WeightsError
+from supertonic.text import encode
+from supertonic.voices import VOICES
+from tests.random_weights import full_model, random_style
+
+SENTENCES = {
+    "en": "The kettle sings while the rain keeps falling on the quiet harbour road.",
+    "ko": "오늘은 날씨가 맑고 바람이 조금 붑니다. 같이 걸을까요?",
+    "es": "¿Dónde está la estación? El último tren sale a las nueve y media.",
+    "pt": "Amanhã não há aulas, mas a biblioteca fica aberta até às seis.",
+    "fr": "Où est la gare, s'il vous plaît? Le prochain bus part à midi.",
+}
+
+
+def mixed_utterances(count: int, longest: int = 400) -> list[Utterance]:
+    """Every language, voice and number of steps, from two characters to `longest`."""
+    utterances = []
+    for i in range(count):
+        language = list(SENTENCES)[i % 5]
+        length = round(2 * (longest / 2) ** (i / (count - 1)))
+        text = (SENTENCES[language] + " ") * math.ceil(length / len(SENTENCES[language]))
+        utterances.append(
+            Utterance(
+                text=text[:length],
+                language=language,
+                voice=VOICES[i * 3 % 10],
+                steps=1 + i % 8,
+                speed=(0.7, 1.0, 1.05, 1.6)[i % 4],
+                seed=i * 1000,
+                index=i % 3,
+            )
+        )
+    return utterances
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Engine:
+    return load_engine("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def full() -> Engine:
+    """Full size, random weights."""
+    return Engine(
+        full_model(),
+        {voice: random_style(voice, ModelConfig()) for voice in VOICES},
+        name="random",
+        description="",
+        is_builtin=False,
+        fingerprint="",
+        device="cpu",
+        precision="float32",
+    )
+
+
+def in_one_pass(engine: Engine, utterances: list[Utterance]) -> list[Audio]:
+    """All rows in one padded batch, whatever the engine would choose on this device."""
+    usual, engine.size_per_pass = engine.size_per_pass, math.inf
+    try:
+        return engine.synthesize(utterances)
+    finally:
+        engine.size_per_pass = usual
+
+
+def assert_rows_do_not_depend_on_each_other(engine: Engine, utterances: list[Utterance]) -> None:
+    together = in_one_pass(engine, utterances)
+    for utterance, audio in zip(utterances, together, strict=True):
+        alone = in_one_pass(engine, [utterance])[0].samples
+        assert audio.samples.shape == alone.shape
+        full_scale = max(1.0, float(np.abs(alone).max()))
+        assert np.abs(audio.samples - alone).max() <= 1e-5 * full_scale
+        pcm, pcm_alone = (np.frombuffer(to_pcm16(x), "<i2") for x in (audio.samples, alone))
+        assert np.abs(pcm.astype(int) - pcm_alone).max() <= 1
+
+
+def test_a_row_alone_equals_the_row_in_a_batch(tiny: Engine) -> None:
+    assert_rows_do_not_depend_on_each_other(tiny, mixed_utterances(16))
+
+
+def test_a_row_alone_equals_the_row_in_a_batch_in_full_size(full: Engine) -> None:
+    """Random weights are louder and less smooth than trained ones: a harder test."""
+    utterances = [u for u in mixed_utterances(16, longest=40) if u.steps <= 5]
+    assert len(utterances) >= 10
+    assert_rows_do_not_depend_on_each_other(full, utterances)
+
+
+@pytest.mark.parametrize("name", ["tiny", "full"])
+def test_sample_counts_do_not_depend_on_the_batch(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    """With float32 durations some of these would differ by a sample."""
+    engine: Engine = request.getfixturevalue(name)
+    text = SENTENCES["en"]
+    rows = [
+        Utterance(text[i % 40 : i % 40 + 3 + i % 30], "en", VOICES[i % 10], 1, 0.8 + i / 200, 0, 0)
+        for i in range(150)
+    ]
+    ids = [encode(row.text, "en") for row in rows]
+    with torch.inference_mode():
+        together = engine.model.durations(engine.collate(ids, rows))
+        alone = [
+            engine.model.durations(engine.collate([row_ids], [row]))[0]
+            for row_ids, row in zip(ids, rows, strict=True)
+        ]
+    assert together == alone
+
+
+def test_a_finished_row_is_not_computed_any_further(tiny: Engine) -> None:
+    rows_seen = []
+    hook = tiny.model.vector_estimator.register_forward_pre_hook(
+        lambda module, inputs: rows_seen.append(len(inputs[0]))
+    )
+    try:
+        in_one_pass(tiny, [utterance("Hi.", steps=steps) for steps in (1, 4, 2, 4)])
+    finally:
+        hook.remove()
+    assert rows_seen == [4, 3, 2, 2]
+
+
+def utterance(text: str, **changes: object) -> Utterance:
+    usual = {"language": "en", "voice": "M1", "steps": 2, "speed": 1.0, "seed": 0, "index": 0}
+    return Utterance(text=text, **{**usual, **changes})
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_gives_others(tiny: Engine) -> None:
+    variants = [{}, {}, {"seed": 1}, {"index": 1}, {"voice": "F1"}, {"steps": 3}]
+    first, again, *others = [
+        tiny.synthesize([utterance("The same sentence.", **changes)])[0].samples
+        for changes in variants
+    ]
+    assert np.array_equal(first, again)
+    for other in others:
+        n = min(len(first), len(other))
+        assert np.abs(first[:n] - other[:n]).max() > 1e-3
+
+
+def test_results_come_in_the_order_of_the_utterances(tiny: Engine) -> None:
+    texts = ["A long sentence comes first, as it happens.", "Hi.", "Now one in between."]
+    audio = tiny.synthesize([utterance(text) for text in texts])
+    lengths = [len(a.samples) for a in audio]
+    assert lengths[1] < lengths[2] < lengths[0]
+    assert tiny.synthesize([]) == []
+
+
+def test_speed_divides_the_duration(tiny: Engine) -> None:
+    normal, fast = tiny.synthesize([utterance("How fast?"), utterance("How fast?", speed=2.0)])
+    assert len(fast.samples) == pytest.approx(len(normal.samples) / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"voice": "X9"}, UnknownVoice, "voice 'X9' is not one of M1, M2"),
+        ({"language": "xx"}, UnknownLanguage, "xx"),
+        ({"text": " \n"}, EmptyText, "nothing"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"speed": 0.0}, ValueError, "speed must be above 0"),
+        ({"speed": math.nan}, ValueError, "speed must be above 0"),
+        ({"seed": -1}, ValueError, "must not be negative"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused(tiny, changes, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        tiny.synthesize([utterance("Fine."), utterance(**{"text": "Fine.", **changes})])
+
+
+def test_passes_hold_every_row_once_and_stay_within_their_size() -> None:
+    sizes = [5.0, 300.0, 40.0, 41.0, 3.0, 42.0, 5.5]
+    passes = plan_passes(sizes, 128)
+    assert sorted(row for rows in passes for row in rows) == list(range(7))
+    assert all(len(rows) * max(sizes[r] for r in rows) <= 128 or len(rows) == 1 for rows in passes)
+    assert [5, 3] not in passes and [2, 3, 5] in passes
+    assert len(plan_passes(sizes, math.inf)) == 1
+
+
+# The built-in voice
+
+
+def test_the_builtin_voice_is_complete_and_says_what_it_is(tiny: Engine) -> None:
+    assert tiny.voices == VOICES and tiny.languages == ("en", "ko", "es", "pt", "fr")
+    assert (tiny.name, tiny.is_builtin, tiny.sample_rate) == ("tiny", True, 44100)
+    assert "no words" in tiny.description
+    tiny.warm_up()
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_a_hundred_characters_take_five_to_nine_seconds(tiny: Engine, voice: str) -> None:
+    text = "The old keeper walked to the shore and counted the boats as they came home, one by one"
+    text += " at dusk, all."
+    assert 98 <= len(text) <= 102
+    [audio] = tiny.synthesize([utterance(text, voice=voice)])
+    assert 5 < len(audio.samples) / audio.sample_rate < 9
+
+
+def test_builtin_length_grows_with_the_text(tiny: Engine) -> None:
+    text = SENTENCES["en"] * 6
+    seconds = [
+        len(tiny.synthesize([utterance(text[:n])])[0].samples) / 44100 for n in (3, 20, 100, 400)
+    ]
+    assert all(0.04 * n < s < 0.13 * n for n, s in zip((3, 20, 100, 400), seconds, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_the_builtin_voice_hums_without_clipping(tiny: Engine, steps: int) -> None:
+    for audio in tiny.synthesize(
+        [utterance(SENTENCES["en"], voice=v, steps=steps) for v in VOICES]
+    ):
+        assert 0.1 < np.abs(audio.samples).max() < 0.9
+        power = np.abs(np.fft.rfft(audio.samples * np.hanning(len(audio.samples)))) ** 2
+        hertz = np.fft.rfftfreq(len(audio.samples), 1 / audio.sample_rate)
+        # Voiced: the energy sits near multiples of the frame rate (noise would give a fifth).
+        distance = np.abs(hertz / (44100 / 512) - np.round(hertz / (44100 / 512)))
+        assert power[distance < 0.1].sum() > 0.5 * power.sum()
+        assert power[hertz > 4000].sum() < 0.05 * power.sum()
+
+
+# Loading
+
+
+def test_an_absent_model_directory_means_the_builtin_voice(tmp_path: Path) -> None:
+    assert load_engine("auto", tmp_path, device="cpu").is_builtin
+
+
+def test_a_model_directory_with_weights_wins(tiny: Engine, tmp_path: Path) -> None:
+    directory = tmp_path / "own-voice"
+    shutil.copytree(BUILTIN, directory)
+    by_default, named = load_engine("auto", directory), load_engine(str(directory))
+    assert (by_default.name, by_default.is_builtin) == ("supertonic-2", False)
+    assert (named.name, named.is_builtin) == ("own-voice", False)
+    assert named.fingerprint == by_default.fingerprint == tiny.fingerprint
+
+
+@pytest.mark.parametrize("changed", ["config.json", "voice_styles/F3.json", WEIGHTS_FILE])
+def test_the_fingerprint_follows_what_changes_the_sound(
+    tiny: Engine, tmp_path: Path, changed: str
+) -> None:
+    shutil.copytree(BUILTIN, tmp_path / "voice")
+    path = tmp_path / "voice" / changed
+    if changed == "config.json":
+        path.write_text(path.read_text().replace("44100", "22050"))
+    elif changed == WEIGHTS_FILE:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_text(path.read_text() + " ")
+    assert load_engine(str(tmp_path / "voice")).fingerprint != tiny.fingerprint
+
+
+def test_a_directory_without_weights_is_an_error_that_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="supertonic download"):
+        load_engine("supertonic-2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int4"}, "precision 'int4' is not supported; this version has float32"),
+        ({"device": "abacus"}, "device 'abacus' is not one of auto, cpu, cuda"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_engine("tiny", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.pop("ldim"), "missing key ldim"),
+        (lambda c: c["vocoder"].pop("width"), r"missing key vocoder\.width"),
+        (lambda c: c.update(n_mels=80), "unknown key n_mels"),
+        (lambda c: c["text_encoder"].update(heads=0), r"text_encoder\.heads: expected a positive"),
+        (lambda c: c["vocoder"].update(dilations=[1, "2"]), r"vocoder\.dilations: expected a list"),
+        (lambda c: c["text_encoder"].update(heads=5), r"text_encoder\.heads: 5 does not divide 64"),
+        (lambda c: c.update(vocoder=7), "vocoder.: expected an object, got 7"),
+        (lambda c: c.update(vocabulary=100), "vocabulary: expected 163, got 100"),
+    ],
+)
+def test_an_impossible_config_is_refused_by_key(tmp_path: Path, spoil, message: str) -> None:
+    shutil.copytree(BUILTIN, tmp_path / "voice")
+    path = tmp_path / "voice" / "config.json"
+    config = json.loads(path.read_text())
+    spoil(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        load_engine(str(tmp_path / "voice"))
