@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify, redirect, request, 
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
-from app.errors import Problem, no_worker
+from app.errors import Problem, field_problem, no_worker
 from app.jobs import Ended, Gap, Speech, Spoken
 from app.metrics import json_metrics, prometheus_metrics
 from app.schemas import (
@@ -120,7 +120,7 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
                     raise failure(job, f"the audio of chunk {item.index} was lost")
                 case Ended():
                     _check_done(job, item)
-    service.store.let_go(job.job_id, range(job.count), service.settings.delivered_ttl_s)
+    service.let_go(job, range(job.count))
     wav = wav_bytes(b"".join(parts), job.sample_rate)
     if output_format == "wav":
         response = Response(wav, content_type="audio/wav")
@@ -165,15 +165,15 @@ def _result(job: Job, wav: bytes, facts: list[dict[str, float | int]]) -> dict[s
 
 @api.get("/jobs")
 def list_jobs() -> Response:
-    limit = request.args.get("limit", 50, type=int)
-    if not 1 <= limit <= 1000:
-        raise Problem(422, "limit: must be a whole number from 1 to 1000")
+    limit = request.args.get("limit", "50")
+    if not (limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= 1000):
+        raise field_problem("limit", limit, "must be a whole number from 1 to 1000")
     wanted = request.args.get("state")
     if wanted is not None and wanted not in list(State):
-        raise Problem(422, f"state: must be one of {', '.join(State)}")
+        raise field_problem("state", wanted, f"must be one of {', '.join(State)}")
     owner, store = owner_of(request), speech().store
     jobs = [job for job in store.jobs(store.long_job_ids()) if job and job.owner == owner]
-    shown = [job for job in jobs if wanted is None or job.state == wanted][:limit]
+    shown = [job for job in jobs if wanted is None or job.state == wanted][: int(limit)]
     return jsonify(jobs=[job_json(job) for job in shown])
 
 
@@ -226,8 +226,9 @@ def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID", request.args.get("last_event_id", ""))
     if text == "":
         return -1
-    if not text.isdigit():
-        raise Problem(422, f"Last-Event-ID: must be a number such as 3, not {text[:40]!r}")
+    # Longer than any real one, and Python refuses to read thousands of digits.
+    if not text.isdecimal() or len(text) > 12:
+        raise field_problem("Last-Event-ID", text, "must be the id of an event, a number such as 3")
     return int(text)
 
 
@@ -250,7 +251,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "progress": round(job.progress, 4),
         "chunks_total": job.count,
         "chunks_done": job.done,
-        "duration_seconds": round(job.samples / job.sample_rate, 3),
+        "duration_seconds": round(_audio_s(job), 3),
         "eta_seconds": _eta_s(job),
         "created_at": job.created_at,
         "started_at": job.started_at,
@@ -271,6 +272,11 @@ def job_json(job: Job) -> dict[str, Any]:
             "audio": f"/jobs/{job.job_id}/audio",
         },
     }
+
+
+def _audio_s(job: Job) -> float:
+    """Seconds of sound so far, a share of the pauses included."""
+    return (job.samples + job.pause_samples * job.done / job.count) / job.sample_rate
 
 
 def _eta_s(job: Job) -> float | None:
@@ -361,7 +367,8 @@ def config_batch() -> Response:
     """Change the batch limits on every worker; answers with what is in force then."""
     check_admin()
     data = read_json(request) if request.get_data() else dict(request.args)
-    data.pop("api_key", None)
+    if isinstance(data, dict):
+        data.pop("api_key", None)
     body = validate(BatchBody, data)
     if body.max_batch_size is None and body.max_wait_time_ms is None:
         raise Problem(422, "Send max_batch_size, max_wait_time_ms or both.")
@@ -399,7 +406,7 @@ def _flag(name: str, default: bool = False) -> bool:
     if text is None:
         return default
     if text.lower() not in ("true", "false", "1", "0"):
-        raise Problem(422, f"{name}: must be true or false, not {text[:40]!r}")
+        raise field_problem(name, text, "must be true or false")
     return text.lower() in ("true", "1")
 
 

@@ -51,7 +51,7 @@ class Bell:
                 pause.wait(0.5)
 
     def _hear(self) -> None:
-        with self.redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        with self.redis.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
             subscription.subscribe(BELL)
             self._ring_all()
             while True:

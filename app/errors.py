@@ -5,10 +5,12 @@ file that knows status codes.
 """
 
 import logging
+import math
 from typing import Any
 
 import redis
 from flask import Flask, Response, json, jsonify
+from gunicorn.http.errors import ParseException
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
 
@@ -24,6 +26,7 @@ TITLES = {
     410: "No longer available",
     413: "The request is too large",
     415: "The body must be JSON",
+    416: "There is no such range",
     422: "The request holds values that cannot be used",
     429: "Too many requests",
     500: "The server made a mistake",
@@ -79,9 +82,13 @@ def field_problem(field: str, value: Any, detail: str) -> Problem:
 
 def shorten(value: Any, limit: int = 80) -> Any:
     """A value as it may be repeated to the client: whole when short, its beginning when long."""
-    if value is None or isinstance(value, (bool, int, float)):
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    if value is None or isinstance(value, (bool, int, float)) and not is_infinite:
         return value
-    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     # Half a surrogate pair cannot be sent back as UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= limit else text[:limit] + "…"
@@ -120,9 +127,16 @@ def register(app: Flask) -> None:
             limit = app.config["MAX_CONTENT_LENGTH"]
             return Problem(413, f"The body is larger than {limit} bytes.").response()
         response = Problem(status, error.description or error.name).response()
-        if allowed := getattr(error, "valid_methods", None):
-            response.headers["Allow"] = ", ".join(sorted(allowed))
+        # Allow of a 405, Content-Range of a 416.
+        for name, value in error.get_headers():
+            if name != "Content-Type":
+                response.headers[name] = value
         return response
+
+    @app.errorhandler(ParseException)
+    def unreadable(error: ParseException) -> Response:
+        # A chunked body is parsed while it is read, so its faults come up inside the route.
+        return Problem(400, f"The body is not sent as HTTP says: {error}").response()
 
     @app.errorhandler(Exception)
     def mistake(error: Exception) -> Response:

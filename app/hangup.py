@@ -5,11 +5,14 @@ for nobody. So one thread per process watches the sockets of all open streams an
 kernel when the other side hangs up.
 """
 
+import logging
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
 
 
 class HangupWatch:
@@ -48,5 +51,10 @@ class HangupWatch:
             for fileno, _ in self._poll.poll():
                 with self._lock:
                     callback = self._callbacks.pop(fileno, None)
-                if callback is not None:
+                if callback is None:
+                    continue
+                try:
                     callback()
+                except Exception:
+                    # One stream's trouble must not end the watch over all others.
+                    logger.exception("after a hang-up")

@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import redis
@@ -138,6 +138,7 @@ class Speech:
             count=len(pieces),
             done=0,
             samples=0,
+            pause_samples=sum(round(p.pause_s * workers[0].sample_rate) for p in pieces),
             sample_rate=workers[0].sample_rate,
             created_at=time.time(),
             started_at=None,
@@ -209,6 +210,16 @@ class Speech:
             return job, self.store.pieces(job_id)
         return self.files.load(job_id)
 
+    def let_go(self, job: Job, indexes: Iterable[int]) -> None:
+        """Delivered audio is kept only long enough for a client to come back for it."""
+        if job.kind is Kind.LONG:
+            return
+        try:
+            self.store.let_go(job.job_id, indexes, self.settings.delivered_ttl_s)
+        except redis.RedisError as error:
+            # Nobody's loss: it has a time to live anyway.
+            logger.warning("could not shorten the life of delivered audio: %s", error)
+
     def cancel(self, job: Job) -> None:
         """None of the job's chunks enters a batch from now on."""
         self.store.end(job.job_id, State.CANCELLED)
@@ -232,29 +243,36 @@ class Speech:
         show a sign of life. Redis being away for a while is waited out.
         """
         ready: dict[int, Event] = {}
+        ending: Event | None = None
         next_index, cursor = after + 1, "0"
         care = _Care(self, job, pieces)
         with self.bell.listen(job.job_id) as ring:
             while True:
                 ring.clear()
+                news: list[Event] = []
                 try:
                     news = self.store.events(job.job_id, cursor)
+                    for event in news:
+                        cursor = event.entry_id
+                        if event.type != "audio":
+                            ending = event
+                        elif event.index >= next_index:
+                            ready[event.index] = event
+                    while next_index in ready:
+                        item = self._item(job, pieces, ready[next_index], with_audio)
+                        if isinstance(item, Gap) and ending is None:
+                            # Said, but lost before we had it: the same samples can be made again.
+                            del ready[next_index]
+                            self._speak_again(job, pieces, next_index)
+                            break
+                        yield item
+                        del ready[next_index]
+                        next_index += 1
                     if not news:
                         care.look_after(next_index)
                 except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
-                    news = []
                     care.redis_was_away(error)
-                ending: Event | None = None
-                for event in news:
-                    cursor = event.entry_id
-                    if event.type != "audio":
-                        ending = event
-                    elif event.index >= next_index:
-                        ready[event.index] = event
-                while next_index in ready:
-                    yield self._item(job, pieces, ready.pop(next_index), with_audio)
-                    next_index += 1
-                if ending is not None:
+                if ending is not None and not ready:
                     yield Ended(State(ending.type), ending.error)
                     return
                 if news:
@@ -264,6 +282,11 @@ class Speech:
                     return
                 elif not ring.wait(LOOK_S):
                     yield Quiet()
+
+    def _speak_again(self, job: Job, pieces: list[Piece], index: int) -> None:
+        self.store.forget_chunk(job.job_id, index)
+        if job.kind is not Kind.LONG:
+            self._send(job, pieces, [index])
 
     def _item(self, job: Job, pieces: list[Piece], event: Event, with_audio: bool) -> Spoken | Gap:
         piece = pieces[event.index]

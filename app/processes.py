@@ -89,7 +89,7 @@ class Processes:
     def states(self) -> list[State]:
         """How every process is; empty while supervisord is not up."""
         url = f"unix://{self._private.name}/supervisor.sock"
-        transport = SupervisorTransport(None, None, url)  # type: ignore[no-untyped-call]
+        transport = SupervisorTransport(None, None, url)
         try:
             with ServerProxy("http://supervisor", transport=transport) as server:
                 infos: Any = server.supervisor.getAllProcessInfo()

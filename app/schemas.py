@@ -3,8 +3,8 @@
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from flask import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from flask import Request, current_app
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.errors import Problem, shorten
 
@@ -13,6 +13,8 @@ SPEED = (0.5, 2.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
+# Mistakes told in one answer.
+MAX_ERRORS = 20
 
 Steps = Annotated[int, Field(strict=True, ge=STEPS[0], le=STEPS[1])]
 Speed = Annotated[float, Field(strict=True, ge=SPEED[0], le=SPEED[1])]
@@ -58,11 +60,19 @@ class LongBody(FileBody):
     max_chunk_chars: ChunkChars = 900
 
 
-class BatchBody(_Body):
-    """POST /config/batch."""
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
 
-    max_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
-    max_wait_time_ms: Annotated[float, Field(ge=0, le=1000)] | None = None
+
+class BatchBody(_Body):
+    """POST /config/batch. Not strict: in a query string every number is text."""
+
+    max_batch_size: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=256)] | None = None
+    max_wait_time_ms: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1000)] | None = (
+        None
+    )
 
 
 T = TypeVar("T", bound=_Body)
@@ -77,7 +87,12 @@ def read_json(request: Request) -> Any:
     if request.mimetype != "application/json":
         got = request.mimetype or "none"
         raise Problem(415, f"Content-Type is {got}; send application/json.")
-    return parse_json(request.get_data())
+    data = request.get_data()
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    # A chunked body does not announce its length and is cut at the limit without a word.
+    if request.content_length is None and len(data) >= limit:
+        raise Problem(413, f"The body is larger than {limit} bytes.")
+    return parse_json(data)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -103,14 +118,16 @@ def validate(schema: type[T], data: Any) -> T:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        errors = [_field_error(schema, entry) for entry in error.errors()]
+        # A body of unknown fields only must not get an answer many times its size.
+        errors = [_field_error(schema, entry) for entry in error.errors()[:MAX_ERRORS]]
         detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in errors)
         raise Problem(422, detail, errors=errors) from None
 
 
 def _field_error(schema: type[_Body], error: Any) -> dict[str, Any]:
     # A union ("a number or null") appends the branch that was tried; the field comes first.
-    field = shorten(str(error["loc"][0])) if error["loc"] else ""
+    # No field at all: its name is half a surrogate pair, and given as the input.
+    field = shorten(str(error["loc"][0] if error["loc"] else error["input"]))
     detail = _allowed(schema, field, error)
     value = None if error["type"] == "missing" else shorten(error["input"])
     return {"field": field, "value": value, "detail": detail}
@@ -136,6 +153,6 @@ _RANGES = {
 def _allowed(schema: type[_Body], field: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"is required: {_RANGES[field]}"
-    if error["type"] == "extra_forbidden":
+    if field not in schema.model_fields:
         return f"is not a known field; known are {', '.join(schema.model_fields)}"
     return f"must be {_RANGES[field]}" if field in _RANGES else str(error["msg"])

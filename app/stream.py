@@ -61,9 +61,8 @@ def _events(
             case Spoken():
                 samples += item.n_samples
                 yield _sse("chunk", _chunk(job, item), item.index + 1)
-                if job.kind is not Kind.LONG and with_audio:
-                    grace_s = speech.settings.delivered_ttl_s
-                    speech.store.let_go(job.job_id, [item.index], grace_s)
+                if with_audio:
+                    speech.let_go(job, [item.index])
                 beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
             case Gap():
                 detail = "The audio of this chunk is no longer kept."
@@ -212,8 +211,7 @@ class _Conversation:
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | _chunk_head(job, item), item.pcm)
                 sent += item.n_samples
-                grace_s = self.speech.settings.delivered_ttl_s
-                self.speech.store.let_go(job.job_id, [item.index], grace_s)
+                self.speech.let_go(job, [item.index])
             elif isinstance(item, Ended):
                 self._end(job, item, sent)
         with self.lock:
@@ -241,7 +239,7 @@ def _chunk_head(job: Job, item: Spoken) -> dict[str, Any]:
     return _chunk(job, Spoken(item.index, item.text, None, item.n_samples, item.facts))
 
 
-@sock.route("/ws/synthesize")  # type: ignore[untyped-decorator]
+@sock.route("/ws/synthesize")
 def synthesize(ws: Server) -> None:
     """Text in, binary s16le frames out; see README for the messages."""
     _Conversation(ws, current_app.extensions["speech"], owner_of(request)).run()

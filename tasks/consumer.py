@@ -41,7 +41,7 @@ class Held:
     request: Request
 
 
-class BatchingConsumer(bootsteps.StartStopStep):  # type: ignore[misc]
+class BatchingConsumer(bootsteps.StartStopStep):
     """Consumer bootstep that holds waiting chunks, the HIGH lane and the leases."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -84,6 +84,7 @@ _RECORD = (
     "count",
     "done",
     "samples",
+    "pause_samples",
     "sample_rate",
     "created_at",
     "started_at",
@@ -147,13 +148,14 @@ class EventStore:
 
     def create(self, job: Job, pieces: Sequence[Piece], ttl_s: int) -> None:
         """Store a new job. It says nothing yet: the record itself is the first event."""
-        record = {
+        record: dict[Any, Any] = {
             "kind": job.kind.value,
             "state": job.state.value,
             "request": json.dumps(asdict(job.request), ensure_ascii=False),
             "count": job.count,
             "done": 0,
             "samples": 0,
+            "pause_samples": job.pause_samples,
             "sample_rate": job.sample_rate,
             "created_at": repr(job.created_at),
             "warnings": json.dumps(job.warnings, ensure_ascii=False),
@@ -357,12 +359,13 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
         return None
     return Job(
         job_id=job_id,
-        kind=Kind(values["kind"]),
+        kind=Kind(values["kind"] or ""),
         state=State(values["state"]),
         request=SpeechRequest(**json.loads(values["request"] or "{}")),
         count=int(values["count"] or 0),
         done=int(values["done"] or 0),
         samples=int(values["samples"] or 0),
+        pause_samples=int(values["pause_samples"] or 0),
         sample_rate=int(values["sample_rate"] or 0),
         created_at=float(values["created_at"] or 0),
         started_at=float(values["started_at"]) if values["started_at"] else None,

@@ -182,13 +182,13 @@ _advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir)
     retry_backoff=1,
     retry_backoff_max=10,
     max_retries=20,
-)  # type: ignore[untyped-decorator]
+)
 def advance_job(job_id: str) -> None:
     """Move one long job forward."""
     _advancer.advance(job_id)
 
 
-class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]
+class Sweep(bootsteps.StartStopStep):
     """Worker bootstep: a thread that looks after all jobs now and then."""
 
     requires = ("celery.worker.components:Pool",)
@@ -218,7 +218,7 @@ class Sweep(bootsteps.StartStopStep):  # type: ignore[misc]
 app.steps["worker"].add(Sweep)
 
 
-@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+@signals.setup_logging.connect
 def _set_up_logging(**kwargs: Any) -> None:
     logging.basicConfig(
         level=settings.log_level,

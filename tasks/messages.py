@@ -105,7 +105,7 @@ class Chunk:
         return cls(**values)
 
 
-_NUMBERS = {int: (int,), float: (int, float)}
+_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
 
 
 def _checked(cls: type, data: object) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class Job:
     request: SpeechRequest
     count: int
     done: int
-    samples: int
+    samples: int  # of speech so far, without pauses
+    pause_samples: int  # of all pauses together
     sample_rate: int
     created_at: float
     started_at: float | None

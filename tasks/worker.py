@@ -5,6 +5,7 @@ consumes anything, hands it to the batching consumer, and keeps the worker's rec
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ from tasks.events import EventStore, connect
 from tasks.settings import Settings
 from tasks.speaker import Speaker
 from tasks.workers import WorkerRecord, WorkerRecords
+
+# Before torch comes in: its waiting threads must sleep, not spin. On a machine where something
+# else runs too, spinning turned 0.3 s of speaking into 7 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # What a character of text sounds for at speed 1, roughly; the engine counts characters.
 SECONDS_PER_CHARACTER = 0.065
@@ -50,13 +55,13 @@ def load_engine() -> Any:
 engine_factory: Callable[[], Any] = load_engine
 
 
-@app.task(name=SYNTHESIZE, Strategy="tasks.consumer:strategy")  # type: ignore[untyped-decorator]
+@app.task(name=SYNTHESIZE, Strategy="tasks.consumer:strategy")
 def synthesize_chunk(chunk: dict[str, Any]) -> None:
     """A chunk's message. Its Strategy batches it; Celery never calls this body."""
     raise RuntimeError("chunks are spoken in batches; is this worker running another Strategy?")
 
 
-class LoadEngine(bootsteps.Step):  # type: ignore[misc]
+class LoadEngine(bootsteps.Step):
     """Worker bootstep: no consuming before the model stands, and a clear end if it does not."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
@@ -144,7 +149,7 @@ def _advance_jobs(job_ids: Sequence[str]) -> None:
             logger.warning("could not announce progress of job %s: %s", job_id, error)
 
 
-@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@signals.worker_shutting_down.connect
 def _leave(sender: str, **kwargs: Any) -> None:
     """Tell the web at once that this worker takes nothing more."""
     try:
@@ -153,7 +158,7 @@ def _leave(sender: str, **kwargs: Any) -> None:
         logger.warning("could not remove the worker record: %s", error)
 
 
-@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+@signals.setup_logging.connect
 def _set_up_logging(**kwargs: Any) -> None:
     logging.basicConfig(
         level=settings.log_level,

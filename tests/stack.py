@@ -1,4 +1,4 @@
-"""The real service for tests: redis-server, Celery workers and gunicorn as processes of their own."""
+"""The real service for tests: redis-server, Celery workers and gunicorn, each a process."""
 
 import importlib.util
 import os
@@ -76,7 +76,12 @@ class Stack:
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("ab")
         process = subprocess.Popen(
-            command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=self.env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         log.close()
         self.processes[name] = process
@@ -115,9 +120,9 @@ class Stack:
         wait_for(ready, limit_s, "/readyz is green")
 
     def kill(self, name: str) -> None:
-        """End one process without giving it a chance to tidy up."""
+        """End one process and its children without giving them a chance to tidy up."""
         process = self.processes.pop(name)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
     def stop(self, name: str, number: int = signal.SIGTERM, limit_s: float = 60.0) -> int:
@@ -136,7 +141,7 @@ class Stack:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
 
     def log(self, name: str) -> str:

@@ -107,7 +107,7 @@ def test_a_message_lost_with_its_worker_is_sent_again(stack: Stack) -> None:
     stack.start_web()
     stack.start_worker(app="benchmarks.null_worker")
     stack.wait_ready()
-    stack.stop("worker", signal.SIGKILL)
+    stack.kill("worker")
     listener = Listener(stack, {"text": TEXT})
     listener.start()
     wait_for(lambda: stack.redis.llen("normal") > 3)

@@ -1,6 +1,5 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
-import signal
 
 import numpy as np
 
@@ -122,6 +121,6 @@ def test_a_files_worker_that_stops_in_the_middle_is_followed_by_another(stack: S
     stack.start_all()
     job_id = submit(stack, 10_000, target_chunk_chars=100, max_chunk_chars=200)
     wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] > 5)
-    stack.stop("files", signal.SIGKILL)
+    stack.kill("files")
     stack.start_files()
     assert done(stack, job_id)["state"] == "done"
