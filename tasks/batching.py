@@ -64,9 +64,12 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
 def wait_until(waiting: Sequence[Waiting], now: float, limits: Limits) -> float:
     """When the batch should start: ``now``, or a few milliseconds after the oldest arrival.
 
-    A lone chunk never waits: nothing says that company is near. Two or more mean that requests
-    are arriving right now, and a short wait then fills the batch.
+    One chunk that is due goes at once: nothing says that company is near. Two or more that are
+    due mean that listeners are arriving right now, and a short wait then fills the batch. Chunks
+    that are not due wait too: the first chunk of their own request may be on the other lane, a
+    moment behind them, and would otherwise have to wait for a whole batch.
     """
-    if len(waiting) < 2 or len(waiting) >= limits.max_batch:
+    due = [item for item in waiting if item.chunk.due <= now]
+    if not waiting or len(waiting) >= limits.max_batch or len(due) == 1:
         return now
-    return max(now, min(item.arrived for item in waiting) + limits.max_wait_s)
+    return max(now, min(item.arrived for item in due or waiting) + limits.max_wait_s)
