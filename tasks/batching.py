@@ -14,6 +14,8 @@ from tasks.messages import Chunk
 LOW_PATIENCE_S = 30.0
 # Padding a batch to its longest row may cost at most this much more than the rows by themselves.
 PADDING_BOUND = 1.3
+# Who is due must not wait for the computing of what is wanted later than this.
+SOON_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
     """Choose the next batch, or nothing if waiting a little may find company.
 
     The most urgent chunk always goes. Others join in order of urgency while the batch stays
-    within its limits and padding stays bounded.
+    within its limits and padding stays bounded; only what is due soon joins one that is due.
     """
     if not waiting or wait_until(waiting, now, limits) > now:
         return []
@@ -49,7 +51,9 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
     batch = [first]
     seconds = longest = first.chunk.seconds
     for item in others:
-        if len(batch) == limits.max_batch:
+        is_later = first.chunk.due <= now and item.chunk.due > now + SOON_S
+        if len(batch) == limits.max_batch or is_later:
+            # In order of urgency, so whatever follows is later still.
             break
         length = item.chunk.seconds
         total = seconds + length
