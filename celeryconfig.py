@@ -8,6 +8,8 @@ _settings = Settings.from_env()
 
 broker_url = _settings.redis_url
 broker_connection_retry_on_startup = True
+# Never give up on Redis: a worker that ends because Redis was long away helps nobody.
+broker_connection_max_retries = None
 broker_transport_options = {
     # A dead worker's messages come back after this long. Living workers renew what they hold
     # (tasks/consumer.py), so a long queue never looks like a dead worker.

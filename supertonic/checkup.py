@@ -19,9 +19,9 @@ from supertonic.engine import (
     BUILTIN,
     Engine,
     Utterance,
-    _load_config,
-    _resolve_device,
-    _resolve_directory,
+    load_config,
+    resolve_device,
+    resolve_directory,
     load_engine,
 )
 from supertonic.model import Batch, Supertonic, draw_noise
@@ -48,12 +48,12 @@ def check_model(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
 
     Raises SupertonicError when it cannot be loaded at all.
     """
-    device = _resolve_device(device)
+    device = resolve_device(device)
     yield from _processors(device)
-    directory = _resolve_directory(model, model_dir)[1]
+    directory = resolve_directory(model, model_dir)[1]
     wish = warn if directory == BUILTIN else fail
 
-    config = _load_config(directory)
+    config = load_config(directory)
     with torch.device("meta"):
         network = Supertonic(config)
     load_weights(network, directory / WEIGHTS)
@@ -93,7 +93,8 @@ def check_constants(
             expected = torch.arange(found.numel())
         else:
             continue
-        if not torch.allclose(found.flatten().cpu(), expected.float(), rtol=1e-5, atol=0):
+        # A wrong formula is off by far more than storing it in 16 bits.
+        if not torch.allclose(found.flatten().cpu(), expected.float(), rtol=5e-3, atol=0):
             yield fail(f"{name} is not what its formula gives")
             return
     yield ok("theta and increments equal their formulas")

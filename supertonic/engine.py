@@ -185,9 +185,9 @@ def load_engine(
         raise ConfigError(
             f"precision {precision!r} is not supported; this version has {', '.join(PRECISIONS)}"
         )
-    device = _resolve_device(device)
-    name, directory = _resolve_directory(model, model_dir)
-    config = _load_config(directory)
+    device = resolve_device(device)
+    name, directory = resolve_directory(model, model_dir)
+    config = load_config(directory)
     with torch.device("meta"):  # sizes only: filling 65 million numbers at random takes seconds
         network = Supertonic(config)
     load_weights(network, directory / WEIGHTS_FILE)
@@ -210,7 +210,7 @@ def load_engine(
     )
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
     available = torch.cuda.is_available()
     if device == "auto":
         return "cuda" if available else "cpu"
@@ -221,7 +221,7 @@ def _resolve_device(device: str) -> str:
     return device
 
 
-def _resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Path]:
+def resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Path]:
     """The name of the model and the directory that holds it."""
     published = Path(model_dir) if model_dir else None
     if model == "auto":
@@ -240,7 +240,7 @@ def _resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, P
     return name, directory
 
 
-def _load_config(directory: Path) -> ModelConfig:
+def load_config(directory: Path) -> ModelConfig:
     path = directory / "config.json"
     config = ModelConfig.load(path) if path.exists() else ModelConfig()
     if config.vocabulary != len(VOCABULARY) + 1:

@@ -31,7 +31,8 @@ logger = get_logger(__name__)
 settings = Settings.from_env()
 
 SWEEP_S = 5.0
-LOCK_S = 60
+# A killed holder blocks its job this long; a step takes milliseconds, joining a book a second.
+LOCK_S = 20
 # A message of a long job that nobody took for this long is not coming any more.
 CHUNK_EXPIRES_S = 3600.0
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import wave
 from collections.abc import Callable, Iterator
@@ -292,3 +294,11 @@ def test_steps_and_speed_out_of_range_are_refused_before_anything_is_loaded(
         with pytest.raises(SystemExit):
             command_line.main(["say", "Hello.", option, value])
         assert f"{value} is not between" in capsys.readouterr().err
+
+
+def test_the_built_in_voice_passes_its_checkup() -> None:
+    command = [sys.executable, "-m", "supertonic", "doctor", "--model", "tiny"]
+    checkup = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert checkup.returncode == 0, checkup.stdout
+    verdicts = [line.split()[0] for line in checkup.stdout.splitlines()]
+    assert len(verdicts) >= 15 and set(verdicts) <= {"ok", "warn"}
