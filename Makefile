@@ -6,6 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+ALL := .venv/.installed-all
 TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -24,16 +25,21 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@command -v nvidia-smi >/dev/null || $(BIN)/pip install --quiet --retries 0 --timeout 20 \
 		--index-url $(CPU_WHEELS) '$(TORCH)' 2>/dev/null || true
+	@$(BIN)/pip install --quiet --editable '.[run]'
+	@touch $@
+
+# What developing needs beyond running: tests, linters, benchmarks.
+$(ALL): $(READY)
 	@$(BIN)/pip install --quiet --editable '.[all]'
 	@touch $@
 
 run: $(READY)  ## Redis, worker, files worker and web until Ctrl-C
 	@exec $(BIN)/python -m app.run $(ARGS)
 
-test: $(READY)  ## the whole test suite, against real processes (ARGS='-k word' for a part)
+test: $(ALL)  ## the whole test suite, against real processes (ARGS='-k word' for a part)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(ALL)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -56,10 +62,10 @@ doctor: $(READY)  ## what is installed, which device, do the weights load
 
 bench: bench-engine bench-pipeline  ## both benchmarks
 
-bench-engine: $(READY)  ## model speed, no queue
+bench-engine: $(ALL)  ## model speed, no queue
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
 
-bench-pipeline: $(READY)  ## what the queue and the web cost, null engine
+bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)
 
 builtin: $(READY)  ## make the built-in voice again

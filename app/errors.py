@@ -120,6 +120,12 @@ def register(app: Flask) -> None:
         logger.warning("Redis is away: %s", error)
         return redis_away().response()
 
+    @app.errorhandler(redis.exceptions.OutOfMemoryError)
+    def full(error: Exception) -> Response:
+        logger.error("Redis is full: %s", error)
+        detail = "Redis has no memory left for this request; try again when others are done."
+        return Problem(503, detail, retry_after_s=10).response()
+
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
         status = error.code or 500

@@ -20,9 +20,9 @@ from supertonic.engine import (
     Engine,
     Utterance,
     load_config,
+    load_engine,
     resolve_device,
     resolve_directory,
-    load_engine,
 )
 from supertonic.model import Batch, Supertonic, draw_noise
 from supertonic.text import encode

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Credit of the HIGH lane. It has its own channel, so first chunks never wait for NORMAL credit.
 HIGH_PREFETCH = 256
+# Pause after a batch that could not be published, for example because Redis is full.
+RETRY_S = 1.0
 # How long a stop waits for the running batch before it hands everything back.
 STOP_PATIENCE_S = 50.0
 
@@ -186,6 +188,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 # Whatever stopped the publishing, the chunks must reach another worker.
                 logger.exception("a batch of %d could not be published", len(batch))
                 self.finished.append((batch, None, 0.0))
+                # They come back at once, here or elsewhere; do not spin while the cause lasts.
+                time.sleep(RETRY_S)
             else:
                 self.finished.append((batch, outcomes, time.monotonic() - started))
             self.consumer.hub.call_soon(self._acknowledge_finished)
