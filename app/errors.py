@@ -69,6 +69,8 @@ class Problem(Exception):
         response = jsonify(self.body())
         response.status_code = self.status
         response.content_type = "application/problem+json"
+        if self.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after_s is not None:
             response.headers["Retry-After"] = str(self.retry_after_s)
         return response

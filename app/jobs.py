@@ -272,7 +272,8 @@ class Speech:
                         care.look_after(next_index)
                 except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
                     care.redis_was_away(error)
-                if ending is not None and not ready:
+                # A failed or cancelled job may have later chunks, but never the next one.
+                if ending is not None and next_index not in ready:
                     yield Ended(State(ending.type), ending.error)
                     return
                 if news:

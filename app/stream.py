@@ -6,18 +6,21 @@ so that one number is enough to resume anywhere, on any web process.
 
 import base64
 import json
+import logging
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import redis
 from flask import Response, current_app, request
 from flask_sock import Sock
+from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
 
 from app.access import owner_of
-from app.errors import Problem
+from app.errors import Problem, field_problem, redis_away
 from app.jobs import Ended, Gap, Quiet, Speech, Spoken
 from app.schemas import SpeechBody, parse_json, validate
 from supertonic.audio import wav_bytes
@@ -25,6 +28,10 @@ from tasks.messages import Job, Kind, Piece, State
 
 HEARTBEAT_FIRST_S = 1.0
 HEARTBEAT_LATER_S = 15.0
+# Texts one WebSocket may have waiting behind the one being spoken.
+MAX_WISHES = 100
+
+logger = logging.getLogger(__name__)
 
 sock = Sock()
 
@@ -164,30 +171,43 @@ class _Conversation:
             try:
                 self._speak(wish)
             except Problem as problem:
-                self._send(problem.body() | {"type": "error"})
+                self._send_problem(problem)
+            except (redis.RedisError, OperationalError) as error:
+                logger.warning("Redis is away: %s", error)
+                self._send_problem(redis_away())
 
     def _read(self) -> None:
         try:
             while True:
                 self._hear(self.ws.receive())
         except ConnectionClosed:
-            self._cancel()
+            pass
+        finally:
+            # Whatever ended the reading: nothing is spoken for nobody, and the sender stops.
+            self._drop_wishes()
             self.wishes.put(None)
+            try:
+                self._cancel()
+            except (redis.RedisError, OperationalError) as error:
+                logger.warning("could not cancel a job after its client left: %s", error)
 
     def _hear(self, message: str | bytes) -> None:
         try:
             data = parse_json(message)
             kind = data.pop("type", None) if isinstance(data, dict) else None
             if kind == "speak":
+                if self.wishes.qsize() >= MAX_WISHES:
+                    detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
+                    raise Problem(429, detail)
                 self.wishes.put(data)
             elif kind == "cancel":
                 self._drop_wishes()
                 if not self._cancel():
                     self._send({"type": "cancelled", "samples_sent": 0})
             else:
-                raise Problem(422, 'type: must be "speak" or "cancel".')
+                raise field_problem("type", kind, 'must be "speak" or "cancel"')
         except Problem as problem:
-            self._send(problem.body() | {"type": "error"})
+            self._send_problem(problem)
 
     def _drop_wishes(self) -> None:
         while not self.wishes.empty():
@@ -219,10 +239,13 @@ class _Conversation:
 
     def _end(self, job: Job, item: Ended, sent: int) -> None:
         if item.state is State.FAILED:
-            self._send(failure(job, item.error).body() | {"type": "error"})
+            self._send_problem(failure(job, item.error))
         else:
             facts = {"job_id": job.job_id, "total_chunks": job.count, "samples_sent": sent}
             self._send({"type": item.state.value} | facts)
+
+    def _send_problem(self, problem: Problem) -> None:
+        self._send(problem.body() | {"type": "error"})
 
     def _send(self, body: dict[str, Any], frame: bytes | None = None) -> None:
         try:

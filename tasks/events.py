@@ -71,10 +71,39 @@ redis.call('PUBLISH', ARGV[4], ARGV[5])
 return 1
 """
 
-# Count an attempt at a chunk, without bringing a forgotten job back as a fragment.
+# Count an attempt at a chunk, once per token, so that repeating the call counts nothing; and
+# without bringing a forgotten job back as a fragment.
 _ATTEMPT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HINCRBY', KEYS[1], 'attempt:' .. ARGV[1], 1)
+local count, by = 'attempt:' .. ARGV[1], 'attempt_by:' .. ARGV[1]
+if redis.call('HGET', KEYS[1], by) ~= ARGV[2] then
+  redis.call('HSET', KEYS[1], by, ARGV[2])
+  redis.call('HINCRBY', KEYS[1], count, 1)
+end
+return tonumber(redis.call('HGET', KEYS[1], count))
+"""
+
+# Count a chunk whose audio is known from elsewhere. Not for a forgotten job: see above.
+_MARK = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[1], 'chunk:' .. ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('HINCRBY', KEYS[1], 'done', 1)
+redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', ARGV[1], 'n_samples', ARGV[2],
+           'facts', '{}')
+local ttl = redis.call('TTL', KEYS[1])
+if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
+return 1
+"""
+
+# Take a chunk back, once, however many notice at the same time that its audio is gone.
+_FORGET = """
+local n_samples = redis.call('HGET', KEYS[1], 'chunk:' .. ARGV[1])
+if not n_samples then return 0 end
+redis.call('HDEL', KEYS[1], 'chunk:' .. ARGV[1])
+redis.call('HINCRBY', KEYS[1], 'done', -1)
+redis.call('HINCRBY', KEYS[1], 'samples', -n_samples)
+return 1
 """
 
 _RECORD = (
@@ -143,6 +172,8 @@ class EventStore:
         self._publish = client.register_script(_PUBLISH)
         self._end = client.register_script(_END)
         self._attempt = client.register_script(_ATTEMPT)
+        self._mark = client.register_script(_MARK)
+        self._forget = client.register_script(_FORGET)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -211,26 +242,11 @@ class EventStore:
 
     def forget_chunk(self, job_id: str, index: int) -> None:
         """Make a published chunk unpublished: its audio was lost before anyone had it."""
-        key = _job_key(job_id)
-        n_samples = self.redis.hget(key, f"chunk:{index}")
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(key, f"chunk:{index}")
-            pipe.hincrby(key, "done", -1)
-            pipe.hincrby(key, "samples", -int(n_samples or 0))
-            pipe.execute()
+        self._forget(keys=[_job_key(job_id)], args=[index])
 
     def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
         """Count a chunk that is known from elsewhere (a long job's file) as published."""
-        key = _job_key(job_id)
-        if self.redis.hsetnx(key, f"chunk:{index}", n_samples):
-            with self.redis.pipeline(transaction=True) as pipe:
-                pipe.hincrby(key, "done", 1)
-                pipe.hincrby(key, "samples", n_samples)
-                pipe.xadd(
-                    _events_key(job_id),
-                    {"type": "audio", "index": index, "n_samples": n_samples, "facts": "{}"},
-                )
-                pipe.execute()
+        self._mark(keys=[_job_key(job_id), _events_key(job_id)], args=[index, n_samples])
 
     def mark_sent(self, job_id: str, indexes: Iterable[int]) -> None:
         """Remember when chunks of a long job were put into the queue."""
@@ -277,16 +293,19 @@ class EventStore:
         stored = self.redis.hget(_job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
-    def begin(self, chunks: Sequence[tuple[str, int]]) -> list[tuple[State | None, bool, int]]:
+    def begin(
+        self, chunks: Sequence[tuple[str, int]], token: str
+    ) -> list[tuple[State | None, bool, int]]:
         """Ask for (job, index) pairs just before they are spoken, and count the attempt.
 
-        For each: the job's state (None if unknown), whether the chunk is published already, and
-        how often it was begun, this time included.
+        ``token`` names the attempt: asking twice with the same counts once. For each chunk: the
+        job's state (None if unknown), whether the chunk is published already, and how often it
+        was begun, this time included.
         """
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id, index in chunks:
                 pipe.hmget(_job_key(job_id), "state", f"chunk:{index}")
-                self._attempt(keys=[_job_key(job_id)], args=[index], client=pipe)
+                self._attempt(keys=[_job_key(job_id)], args=[index, token], client=pipe)
             replies = pipe.execute()
         return [
             (State(_text(state)) if state else None, published is not None, int(attempts))

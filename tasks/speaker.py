@@ -6,6 +6,7 @@ the benchmark's null engine, and with a test's engine that breaks on purpose.
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -86,7 +87,8 @@ class Speaker:
         """
         taken_at = time.time()
         outcomes = [Outcome.SKIPPED] * len(batch)
-        together, suspects = self._with_patience(lambda: self._begin(batch, outcomes))
+        token = uuid.uuid4().hex
+        together, suspects = self._with_patience(lambda: self._begin(batch, outcomes, token))
         # A chunk that was begun before and not finished may be the one that killed its worker.
         # It runs by itself, after the others are published.
         for rows in [together, *([row] for row in suspects)]:
@@ -95,11 +97,12 @@ class Speaker:
         return outcomes
 
     def _begin(
-        self, batch: Sequence[Waiting], outcomes: list[Outcome]
+        self, batch: Sequence[Waiting], outcomes: list[Outcome], token: str
     ) -> tuple[list[int], list[int]]:
         """Rows somebody still waits for, asked at the last moment before the device is used."""
         together, suspects = [], []
-        answers = self.store.begin([(item.chunk.job_id, item.chunk.index) for item in batch])
+        chunks = [(item.chunk.job_id, item.chunk.index) for item in batch]
+        answers = self.store.begin(chunks, token)
         for row, (state, is_published, attempts) in enumerate(answers):
             if state is None or state.is_final or is_published:
                 continue

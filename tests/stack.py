@@ -132,6 +132,9 @@ class Stack:
         return process.wait(limit_s)
 
     def stop_all(self) -> None:
+        self.session.close()
+        if hasattr(self, "_redis"):
+            self._redis.close()
         for name in ("web", "files", "worker", "worker2", "flower", "redis"):
             if name not in self.processes:
                 continue

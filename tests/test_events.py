@@ -1,0 +1,317 @@
+"""What is said about a job, in a real Redis: once each, in order, and never for ever."""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.events import ChunkResult, EventStore, connect
+from tasks.messages import Kind, State
+from tests.examples import a_job, some_pieces
+from tests.stack import Stack
+
+TTL_S = 600
+# Facts about the whole service, not about one job.
+LASTING = {b"supertonic:jobs", b"supertonic:totals", b"supertonic:workers"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
+    stack = Stack(tmp_path_factory.mktemp("redis"))
+    stack.start_redis()
+    client = connect(stack.redis_url)
+    yield client
+    client.close()
+    stack.redis.close()
+    stack.stop_all()
+
+
+@pytest.fixture
+def store(client: "redis.Redis") -> EventStore:
+    client.flushall()
+    return EventStore(client)
+
+
+def result(job_id: str = "job", index: int = 0, pcm: bytes = b"\1\0" * 10) -> ChunkResult:
+    return ChunkResult(job_id, index, pcm, {"batch_size": 2}, TTL_S)
+
+
+def create(store: EventStore, count: int = 1, kind: Kind = Kind.STREAM, job_id: str = "job"):
+    store.create(a_job(job_id, count, kind), some_pieces(count), TTL_S)
+
+
+def state(store: EventStore, job_id: str = "job") -> State:
+    job = store.job(job_id)
+    assert job is not None
+    return job.state
+
+
+def types(store: EventStore, job_id: str = "job") -> list[str]:
+    return [event.type for event in store.events(job_id)]
+
+
+def all_at_once(*calls) -> list:
+    """Run calls in threads that start together; their answers in order."""
+    answers: list = [None] * len(calls)
+    gate = threading.Barrier(len(calls))
+
+    def run(number: int) -> None:
+        gate.wait(10)
+        answers[number] = calls[number]()
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return answers
+
+
+def test_a_job_is_read_as_it_was_stored(store: EventStore) -> None:
+    job = a_job(count=3)
+    store.create(job, some_pieces(3), TTL_S)
+    assert store.job("job") == job
+    assert store.pieces("job") == some_pieces(3)
+    assert store.job("another") is None and store.pieces("another") == []
+
+
+def test_a_chunk_is_published_once(store: EventStore) -> None:
+    create(store, count=2)
+    assert store.publish([result(pcm=b"\1\0")]) == [True]
+    assert store.publish([result(pcm=b"\2\0\2\0"), result(index=1)]) == [False, True]
+    assert store.audio("job", 0) == b"\1\0", "the first sound is the one that stays"
+    events = store.events("job")
+    assert [(e.type, e.index, e.n_samples) for e in events[:2]] == [
+        ("audio", 0, 1),
+        ("audio", 1, 10),
+    ]
+    assert events[0].facts == {"batch_size": 2}
+
+
+def test_of_many_publishers_at_once_one_wins(store: EventStore) -> None:
+    """Two workers may speak the same chunk: one was thought to be dead."""
+    count, publishers = 5, 8
+    create(store, count)
+
+    def publish_all() -> list[bool]:
+        return store.publish([result(index=index) for index in range(count)])
+
+    answers = all_at_once(*[publish_all] * publishers)
+    assert [sum(column) for column in zip(*answers, strict=True)] == [1] * count
+    assert types(store) == ["audio"] * count + ["done"]
+    assert sorted(event.index for event in store.events("job")[:-1]) == list(range(count))
+    job = store.job("job")
+    assert job is not None and (job.done, job.samples) == (count, 10 * count)
+    assert store.totals()["chunks"] == count
+
+
+def test_a_job_is_running_from_its_first_chunk_and_done_with_its_last(store: EventStore) -> None:
+    create(store, count=3)
+    assert state(store) is State.QUEUED
+    for index, expected in ((2, State.RUNNING), (0, State.RUNNING), (1, State.DONE)):
+        store.publish([result(index=index)])
+        assert state(store) is expected
+    assert types(store) == ["audio", "audio", "audio", "done"]
+    job = store.job("job")
+    assert job is not None and job.started_at and job.finished_at
+    assert job.created_at <= job.started_at <= job.finished_at
+
+
+def test_a_long_job_is_not_done_before_its_file_is(store: EventStore) -> None:
+    create(store, count=2, kind=Kind.LONG)
+    store.publish([result(index=0), result(index=1)])
+    assert state(store) is State.RUNNING and "done" not in types(store)
+    assert store.end("job", State.DONE)
+    assert types(store) == ["audio", "audio", "done"]
+
+
+def test_a_job_ends_exactly_once_however_many_end_it(store: EventStore) -> None:
+    create(store, count=1)
+    ends = [
+        lambda: store.end("job", State.CANCELLED),
+        lambda: store.end("job", State.FAILED, "reason"),
+        lambda: store.publish([result()])[0],
+    ]
+    assert sum(all_at_once(*ends * 4)) == 1
+    assert sum(kind in ("done", "failed", "cancelled") for kind in types(store)) == 1
+    assert types(store)[-1] == state(store).value
+    totals = store.totals()
+    assert sum(totals.get(f"jobs_{name}", 0) for name in ("done", "failed", "cancelled")) == 1
+
+
+@pytest.mark.parametrize("ending", [State.DONE, State.FAILED, State.CANCELLED])
+def test_nothing_is_said_after_the_end(store: EventStore, ending: State) -> None:
+    create(store, count=2)
+    store.publish([result(index=0)])
+    assert store.end("job", ending, "reason")
+    assert store.publish([result(index=1)]) == [False]
+    assert not store.end("job", State.FAILED, "later")
+    assert types(store) == ["audio", ending.value]
+    assert store.audio("job", 1) is None
+    assert store.events("job")[-1].error == "reason"
+
+
+def test_an_unknown_job_takes_nothing_and_leaves_no_trace(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    """A job that has expired must not come back as a fragment that lives for ever."""
+    assert store.publish([result()]) == [False]
+    assert not store.end("job", State.DONE)
+    assert store.begin([("job", 0)], "a") == [(None, False, 0)]
+    store.mark_published("job", 0, 5)
+    store.forget_chunk("job", 0)
+    store.let_go("job", [0], 5)
+    assert client.keys("*") == []
+
+
+def test_every_key_of_a_job_has_an_end(store: EventStore, client: "redis.Redis") -> None:
+    for kind, ending in ((Kind.STREAM, State.FAILED), (Kind.LONG, State.CANCELLED)):
+        job_id = kind.value
+        create(store, 4, kind, job_id)
+        store.begin([(job_id, 0)], "a")
+        store.mark_sent(job_id, range(4))
+        store.mark_published(job_id, 0, 5)
+        assert_all_expire(client)
+        store.publish([result(job_id, 1), result(job_id, 2)])
+        store.forget_chunk(job_id, 1)
+        assert_all_expire(client)
+        store.end(job_id, ending, "reason")
+        assert_all_expire(client)
+    create(store, 2, job_id="spoken only")
+    store.publish([result("spoken only")])
+    create(store, 1, job_id="ended unheard")
+    store.end("ended unheard", State.CANCELLED)
+    assert_all_expire(client)
+
+
+def assert_all_expire(client: "redis.Redis") -> None:
+    endless = {key for key in client.keys("*") if client.ttl(key) == -1}
+    assert endless <= LASTING
+
+
+def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) -> None:
+    create(store, count=2)
+    assert store.begin([("job", 0), ("job", 1)], "a") == [(State.QUEUED, False, 1)] * 2
+    assert store.begin([("job", 0), ("job", 1)], "a") == [(State.QUEUED, False, 1)] * 2
+    store.publish([result(index=0)])
+    assert store.begin([("job", 0), ("job", 1), ("gone", 0)], "b") == [
+        (State.RUNNING, True, 2),
+        (State.RUNNING, False, 2),
+        (None, False, 0),
+    ]
+    store.end("job", State.CANCELLED)
+    assert store.begin([("job", 1)], "c") == [(State.CANCELLED, False, 3)]
+
+
+def test_a_lost_chunk_is_taken_back_once_and_can_be_published_again(store: EventStore) -> None:
+    """Every listener of a job may notice the loss; each must not subtract the chunk again."""
+    create(store, count=2)
+    store.publish([result(index=0)])
+    all_at_once(*[lambda: store.forget_chunk("job", 0)] * 6)
+    job = store.job("job")
+    assert job is not None and (job.done, job.samples) == (0, 0)
+    assert store.publish([result(index=1), result(index=0)]) == [True, True]
+    assert state(store) is State.DONE
+
+
+def test_a_chunk_known_from_disk_counts_like_a_published_one(store: EventStore) -> None:
+    create(store, count=2, kind=Kind.LONG)
+    store.mark_published("job", 1, 7)
+    store.mark_published("job", 1, 7)
+    assert store.published("job", [0, 1]) == [None, 7]
+    assert store.publish([result(index=1)]) == [False]
+    assert [(event.type, event.index) for event in store.events("job")] == [("audio", 1)]
+
+
+def test_delivered_audio_is_let_go_and_the_rest_stays(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    create(store, count=3)
+    store.publish([result(index=index) for index in range(3)])
+    store.let_go("job", [0, 1], 5)
+    lives = [client.ttl(f"supertonic:audio:job:{index}") for index in range(3)]
+    assert lives[0] <= 5 and lives[1] <= 5 and lives[2] > 5
+    store.drop_audio("job", [0, 1])
+    store.drop_audio("job", [])
+    assert [store.audio("job", index) for index in range(3)] == [None, None, result().pcm]
+
+
+def test_events_can_be_read_on_from_any_of_them(store: EventStore) -> None:
+    create(store, count=3)
+    store.publish([result(index=index) for index in range(3)])
+    events = store.events("job")
+    for number, event in enumerate(events):
+        assert store.events("job", event.entry_id) == events[number + 1 :]
+
+
+def test_news_ring_the_bell_with_the_jobs_id(store: EventStore, client: "redis.Redis") -> None:
+    create(store, count=2)
+    with client.pubsub(ignore_subscribe_messages=True) as bell:
+        bell.subscribe("supertonic:bell")
+        assert bell.get_message(timeout=5) is None, "the confirmation, not shown"
+        store.publish([result(index=0)])
+        store.publish([result(index=0)])
+        store.end("job", State.CANCELLED)
+        rings = [bell.get_message(timeout=5) for _ in range(2)]
+        assert [ring and ring["data"] for ring in rings] == [b"job", b"job"]
+        assert bell.get_message(timeout=0.1) is None, "what changed nothing does not ring"
+
+
+def test_chunks_in_the_queue_count_as_lost_after_a_silence(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    create(store, count=4, kind=Kind.LONG)
+    store.mark_sent("job", [0, 1])
+    assert store.in_flight("job", 20) == {0, 1}
+    long_ago = time.time() - 100
+    client.zadd("supertonic:sent:job", {"0": long_ago})
+    assert store.in_flight("job", 20) == {1}, "sent long ago, and nothing heard since"
+    store.publish([result(index=3)])
+    assert store.in_flight("job", 20) == {0, 1}, "the job is being spoken, so 0 has only to wait"
+    assert store.in_flight("another", 20) == set()
+
+
+def test_long_jobs_are_listed_the_newest_first_until_forgotten(store: EventStore) -> None:
+    for job_id in ("first", "second", "third"):
+        create(store, kind=Kind.LONG, job_id=job_id)
+    create(store, kind=Kind.STREAM, job_id="stream")
+    store.forget_job("second")
+    assert store.long_job_ids() == ["third", "first"]
+    assert store.long_job_ids(limit=1) == ["third"]
+    assert store.job("second") is None
+
+
+def test_the_store_fails_fast_when_redis_is_away(store: EventStore) -> None:
+    away = connect("redis://127.0.0.1:1/0")
+    started = time.monotonic()
+    with pytest.raises(redis.ConnectionError):
+        EventStore(away).job("job")
+    assert time.monotonic() - started < 1
+    away.close()
+
+
+@pytest.mark.parametrize(
+    ("ending", "says"), [(State.FAILED, "error"), (State.CANCELLED, "cancelled")]
+)
+def test_a_stream_ends_with_its_job_though_a_chunk_in_the_middle_never_came(
+    server: Stack, ending: State, says: str
+) -> None:
+    """Chunk 1 was spoken before chunk 0, then the job ended: listeners once waited for ever."""
+    job_id = secrets.token_hex(12)
+    with connect(server.redis_url) as client:
+        store = EventStore(client)
+        create(store, count=3, job_id=job_id)
+        store.publish([result(job_id, 1)])
+        store.end(job_id, ending, "reason")
+    give_up_at, text = time.monotonic() + 5, b""
+    with server.get(f"/jobs/{job_id}/events", stream=True) as response:
+        for data in response.iter_content(None):
+            text += data
+            assert time.monotonic() < give_up_at, text
+    assert [line for line in text.decode().split("\n") if line.startswith("event")] == [
+        "event: accepted",
+        f"event: {says}",
+    ]
