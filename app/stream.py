@@ -7,9 +7,9 @@ so that one number is enough to resume anywhere, on any web process.
 import base64
 import json
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,14 +160,16 @@ class _Conversation:
         self.ws = ws
         self.speech = speech
         self.owner = owner
-        self.wishes: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.lock = threading.Lock()
-        self.send_lock = threading.Lock()
+        self.wishes: deque[dict[str, Any] | None] = deque()
         self.job: Job | None = None
+        self.is_speaking = False
+        self.is_cancelled = False
+        self._state = threading.Condition()
+        self._sending = threading.Lock()
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="websocket", daemon=True).start()
-        while (wish := self.wishes.get()) is not None:
+        while (wish := self._next_wish()) is not None:
             try:
                 self._speak(wish)
             except Problem as problem:
@@ -175,6 +177,10 @@ class _Conversation:
             except (redis.RedisError, OperationalError) as error:
                 logger.warning("Redis is away: %s", error)
                 self._send_problem(redis_away())
+            finally:
+                self._end_speaking()
+
+    # -- reading, in a thread of its own -----------------------------------------------------
 
     def _read(self) -> None:
         try:
@@ -184,24 +190,21 @@ class _Conversation:
             pass
         finally:
             # Whatever ended the reading: nothing is spoken for nobody, and the sender stops.
-            self._drop_wishes()
-            self.wishes.put(None)
             try:
                 self._cancel()
             except (redis.RedisError, OperationalError) as error:
                 logger.warning("could not cancel a job after its client left: %s", error)
+            with self._state:
+                self.wishes.append(None)
+                self._state.notify()
 
     def _hear(self, message: str | bytes) -> None:
         try:
             data = parse_json(message)
             kind = data.pop("type", None) if isinstance(data, dict) else None
             if kind == "speak":
-                if self.wishes.qsize() >= MAX_WISHES:
-                    detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
-                    raise Problem(429, detail)
-                self.wishes.put(data)
+                self._wish(data)
             elif kind == "cancel":
-                self._drop_wishes()
                 if not self._cancel():
                     self._send({"type": "cancelled", "samples_sent": 0})
             else:
@@ -209,22 +212,49 @@ class _Conversation:
         except Problem as problem:
             self._send_problem(problem)
 
-    def _drop_wishes(self) -> None:
-        while not self.wishes.empty():
-            self.wishes.get_nowait()
+    def _wish(self, data: dict[str, Any]) -> None:
+        with self._state:
+            if len(self.wishes) >= MAX_WISHES:
+                detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
+                raise Problem(429, detail)
+            self.wishes.append(data)
+            self._state.notify()
 
     def _cancel(self) -> bool:
-        with self.lock:
+        """Drop what waits and stop what is spoken; False if nothing was being spoken."""
+        with self._state:
+            self.wishes.clear()
+            self.is_cancelled = self.is_speaking
             job = self.job
         if job is not None:
             self.speech.cancel(job)
-        return job is not None
+        return self.is_cancelled
+
+    # -- speaking, in the request's thread ---------------------------------------------------
+
+    def _next_wish(self) -> dict[str, Any] | None:
+        with self._state:
+            while not self.wishes:
+                self._state.wait()
+            wish = self.wishes.popleft()
+            self.is_speaking, self.is_cancelled = wish is not None, False
+            return wish
+
+    def _end_speaking(self) -> bool:
+        """From here on a cancel means what comes next. True if this one was cancelled."""
+        with self._state:
+            self.job, self.is_speaking = None, False
+            return self.is_cancelled
 
     def _speak(self, wish: dict[str, Any]) -> None:
         body = validate(SpeechBody, wish)
         job, pieces = self.speech.submit(body, Kind.STREAM, self.owner)
-        with self.lock:
+        with self._state:
             self.job = job
+            is_too_late = self.is_cancelled
+        if is_too_late:
+            # The cancel came while the job was being made.
+            self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job))
         sent = 0
         for item in self.speech.follow(job, pieces):
@@ -234,22 +264,23 @@ class _Conversation:
                 self.speech.let_go(job, [item.index])
             elif isinstance(item, Ended):
                 self._end(job, item, sent)
-        with self.lock:
-            self.job = None
 
     def _end(self, job: Job, item: Ended, sent: int) -> None:
+        is_cancelled = self._end_speaking()
         if item.state is State.FAILED:
             self._send_problem(failure(job, item.error))
-        else:
-            facts = {"job_id": job.job_id, "total_chunks": job.count, "samples_sent": sent}
-            self._send({"type": item.state.value} | facts)
+            return
+        # A cancel that came with the last chunk is answered as one: its sender waits for that.
+        state = State.CANCELLED if is_cancelled else item.state
+        facts = {"job_id": job.job_id, "total_chunks": job.count, "samples_sent": sent}
+        self._send({"type": state.value} | facts)
 
     def _send_problem(self, problem: Problem) -> None:
         self._send(problem.body() | {"type": "error"})
 
     def _send(self, body: dict[str, Any], frame: bytes | None = None) -> None:
         try:
-            with self.send_lock:
+            with self._sending:
                 self.ws.send(json.dumps(body, ensure_ascii=False))
                 if frame is not None:
                     self.ws.send(frame)
