@@ -1,5 +1,6 @@
 """The real service for tests: redis-server, Celery workers and gunicorn, each a process."""
 
+import ctypes
 import importlib.util
 import os
 import signal
@@ -82,6 +83,7 @@ class Stack:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         log.close()
         self.processes[name] = process
@@ -172,6 +174,12 @@ class Stack:
         options = {"stream": True, "timeout": 120}
         with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
             yield response
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed must not leave a whole service behind (Linux only)."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _celery(app: str) -> tuple[str, ...]:

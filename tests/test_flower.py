@@ -15,9 +15,7 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     stack.start_redis()
     stack.start_web()
     stack.start_worker()
-    stack.start(
-        "flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}"
-    )
+    stack.start("flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}")
     stack.wait_ready()
     # Flower switches task events on when it starts; until that is heard, nothing is recorded.
     wait_for(lambda: "worker@test" in requests.get(f"{address}/api/workers?refresh=1").text, 30)

@@ -1,6 +1,5 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
-
 import numpy as np
 
 from tests.sse import joined, read_events, samples_of
