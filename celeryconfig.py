@@ -27,6 +27,8 @@ broker_transport_options = {
     "health_check_interval": 10,
     "socket_keepalive": True,
     "socket_connect_timeout": 2,
+    # A host that vanished without a word is noticed; replies are only read once they are there.
+    "socket_timeout": 10,
 }
 
 # high: the first chunk of a stream. normal: what follows. low: long jobs. files: assembling them.

@@ -35,10 +35,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     client = connect(settings.redis_url)
     app = Flask(__name__, template_folder=str(TEMPLATES), static_folder="static")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.config["SOCK_SERVER_OPTIONS"] = {
-        "ping_interval": 25,
-        "max_message_size": settings.max_body_bytes,
-    }
+    # No pings: they would come from another thread, in the middle of a large frame.
+    app.config["SOCK_SERVER_OPTIONS"] = {"max_message_size": settings.max_body_bytes}
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.extensions["hangup"] = HangupWatch()

@@ -10,6 +10,8 @@ from tasks.settings import Settings
 
 # Open to everybody even where API keys are set: nothing here costs speech or shows a job.
 PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics"}
+# What proxies add; behind one, everybody seems to be this machine.
+FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
 def _settings() -> Settings:
@@ -56,6 +58,15 @@ def check_admin() -> None:
     if key:
         if not hmac.compare_digest(_key_of(request), key.encode()):
             raise Problem(403, "This needs the admin key, as `Authorization: Bearer KEY`.")
-    elif request.remote_addr not in ("127.0.0.1", "::1") or "X-Forwarded-For" in request.headers:
-        # Behind a proxy everybody seems to be this machine.
+    elif not _is_from_here(request):
         raise Problem(403, "Without SUPERTONIC_ADMIN_KEY only this machine may change settings.")
+
+
+def _is_from_here(incoming: Request) -> bool:
+    """Whether a program on this machine asks, and not a proxy or a page of some other site."""
+    if incoming.remote_addr not in ("127.0.0.1", "::1"):
+        return False
+    if any(name in incoming.headers for name in FORWARDING):
+        return False
+    origin = incoming.headers.get("Origin", "")
+    return origin in ("", incoming.host_url.rstrip("/"))

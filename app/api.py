@@ -4,6 +4,7 @@ import base64
 import io
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request, send_file
@@ -91,14 +92,17 @@ def synthesize_long() -> AnyResponse:
 
 def _wait_for_long(body: LongBody) -> AnyResponse:
     """The original server's one-shot answer: the sound itself, as /synthesize gives it."""
-    job, pieces = speech().submit(body, Kind.LONG, owner_of(request))
+    service = speech()
+    job, pieces = service.submit(body, Kind.LONG, owner_of(request))
     facts = []
-    for item in speech().follow(job, pieces, with_audio=False):
-        if isinstance(item, Spoken):
-            facts.append(item.facts)
-        elif isinstance(item, Ended):
-            _check_done(job, item)
-    path = speech().files.audio_path(job.job_id)
+    peer = request.environ.get("gunicorn.socket")
+    with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
+        for item in service.follow(job, pieces, with_audio=False):
+            if isinstance(item, Spoken):
+                facts.append(item.facts)
+            elif isinstance(item, Ended):
+                _check_done(job, item)
+    path = service.files.audio_path(job.job_id)
     if body.output_format == "wav":
         return send_file(path, mimetype="audio/wav")
     return jsonify(_result(job, path.read_bytes(), facts))
@@ -115,12 +119,12 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
             match item:
                 case Spoken(pcm=bytes(pcm)):
                     parts.append(pcm)
+                    service.let_go(job, [item.index])
                     facts.append(item.facts)
                 case Gap():
                     raise failure(job, f"the audio of chunk {item.index} was lost")
                 case Ended():
                     _check_done(job, item)
-    service.let_go(job, range(job.count))
     wav = wav_bytes(b"".join(parts), job.sample_rate)
     if output_format == "wav":
         response = Response(wav, content_type="audio/wav")
@@ -171,10 +175,13 @@ def list_jobs() -> Response:
     wanted = request.args.get("state")
     if wanted is not None and wanted not in list(State):
         raise field_problem("state", wanted, f"must be one of {', '.join(State)}")
-    owner, store = owner_of(request), speech().store
-    jobs = [job for job in store.jobs(store.long_job_ids()) if job and job.owner == owner]
-    shown = [job for job in jobs if wanted is None or job.state == wanted][: int(limit)]
-    return jsonify(jobs=[job_json(job) for job in shown])
+    owner = owner_of(request)
+    jobs = (
+        job
+        for job in speech().long_jobs()
+        if job.owner == owner and (wanted is None or job.state == wanted)
+    )
+    return jsonify(jobs=[job_json(job) for job in islice(jobs, int(limit))])
 
 
 @api.get("/jobs/<job_id>")
@@ -216,6 +223,9 @@ def job_audio(job_id: str) -> AnyResponse:
 @api.get("/jobs/<job_id>/events")
 def job_events(job_id: str) -> Response:
     job, pieces = _find(job_id)
+    if job.state.is_final and _last_event_id() > job.count:
+        # It has seen the end; 204 tells an EventSource not to come back.
+        return Response(status=204)
     return sse_response(
         speech(), job, pieces, _last_event_id() - 1, with_audio=_flag("audio", default=True)
     )

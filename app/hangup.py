@@ -14,13 +14,15 @@ from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
+HANGUP = select.EPOLLRDHUP | select.EPOLLHUP
+
 
 class HangupWatch:
     """Calls back when the peer of a watched socket closes."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="hangup", daemon=True).start()
 
@@ -28,18 +30,18 @@ class HangupWatch:
     def watch(self, sock: socket.socket | None, callback: Callable[[], None]) -> Iterator[None]:
         """Within the block, ``callback`` runs once, in the watching thread, on a hang-up."""
         fileno = -1 if sock is None else sock.fileno()
-        if fileno < 0:
+        if sock is None or fileno < 0:
             # Not a server that shows its socket: fall back to noticing when a write fails.
             yield
             return
         with self._lock:
-            self._callbacks[fileno] = callback
-            self._poll.register(fileno, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLONESHOT)
+            self._watched[fileno] = callback
+            self._poll.register(fileno, HANGUP | select.EPOLLONESHOT)
         try:
             yield
         finally:
             with self._lock:
-                self._callbacks.pop(fileno, None)
+                self._watched.pop(fileno, None)
                 try:
                     self._poll.unregister(fileno)
                 except OSError:
@@ -48,13 +50,30 @@ class HangupWatch:
 
     def _run(self) -> None:
         while True:
-            for fileno, _ in self._poll.poll():
-                with self._lock:
-                    callback = self._callbacks.pop(fileno, None)
-                if callback is None:
-                    continue
+            for callback in self._hung_up([fileno for fileno, _ in self._poll.poll()]):
                 try:
                     callback()
                 except Exception:
                     # One stream's trouble must not end the watch over all others.
                     logger.exception("after a hang-up")
+
+    def _hung_up(self, filenos: list[int]) -> list[Callable[[], None]]:
+        """Callbacks of these sockets. All are taken before any runs, and each socket is asked
+        again: a number may have gone to another connection since the kernel spoke of it.
+        """
+        callbacks = []
+        with self._lock:
+            for fileno in filenos:
+                if fileno not in self._watched:
+                    continue
+                if _is_hung_up(fileno):
+                    callbacks.append(self._watched.pop(fileno))
+                else:
+                    self._poll.modify(fileno, HANGUP | select.EPOLLONESHOT)
+        return callbacks
+
+
+def _is_hung_up(fileno: int) -> bool:
+    look = select.poll()
+    look.register(fileno, select.POLLRDHUP | select.POLLHUP)
+    return bool(look.poll(0))

@@ -10,16 +10,17 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import redis
 from kombu.exceptions import OperationalError
 
 from app.bell import Bell
-from app.errors import field_problem, no_worker
+from app.errors import Problem, field_problem, no_worker
 from app.schemas import LongBody, SpeechBody
 from supertonic.errors import EmptyText
-from supertonic.text import Break, split_text, unknown_characters
+from supertonic.text import Break, estimate_seconds, split_text, unknown_characters
 from tasks.celery import send_advance, send_chunks
 from tasks.events import Event, EventStore
 from tasks.jobfiles import JobFiles
@@ -42,6 +43,10 @@ PAUSE_SHARE = {
 # The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
 # character, so at speed 1 a chunk may have 700 characters.
 CHARS_AT_SPEED_1 = 700
+# One request's chunks are queued all at once, so their number is bounded.
+MAX_CHUNKS = 2000
+# New work is refused when Redis is this full; what is under way needs the rest.
+MEMORY_SHARE = 0.8
 # Without news a stream looks by itself this often; the bell normally wakes it.
 LOOK_S = 1.0
 
@@ -94,19 +99,44 @@ class Speech:
         self.bell = bell
         self.files = files
         self._workers: tuple[float, list[WorkerRecord]] = (0.0, [])
+        self._workers_error: tuple[float, redis.RedisError | None] = (0.0, None)
         self._workers_lock = threading.Lock()
+        self._memory = (0.0, 0.0)
 
     # -- workers ---------------------------------------------------------------------------
 
     def workers(self, max_age_s: float = 0.5) -> list[WorkerRecord]:
         """Living workers, as of at most ``max_age_s`` ago."""
+        wanted_at = time.monotonic()
         seen_at, workers = self._workers
-        if time.monotonic() - seen_at <= max_age_s:
+        if wanted_at - seen_at <= max_age_s:
             return workers
         with self._workers_lock:
-            workers = self.records.living()
-            self._workers = (time.monotonic(), workers)
+            seen_at, workers = self._workers
+            if seen_at >= wanted_at:
+                return workers
+            failed_at, error = self._workers_error
+            if failed_at >= wanted_at and error is not None:
+                # A hung Redis: who waited for the lock meanwhile need not wait for it once more.
+                raise error
+            try:
+                workers = self.records.living()
+            except redis.RedisError as error:
+                self._workers_error = (time.monotonic(), error)
+                raise
+            # Their absence is not remembered: a worker that has just come is used at once.
+            self._workers = (time.monotonic() if workers else 0.0, workers)
         return workers
+
+    def _check_room(self) -> None:
+        """Refuse new work before Redis is full: then it would refuse finished work as well."""
+        seen_at, share = self._memory
+        if time.monotonic() - seen_at > 1.0:
+            share = self.store.memory_share()
+            self._memory = (time.monotonic(), share)
+        if share > MEMORY_SHARE:
+            detail = "Redis is nearly full of audio on its way to listeners; try again soon."
+            raise Problem(503, detail, retry_after_s=10)
 
     # -- submitting ------------------------------------------------------------------------
 
@@ -119,8 +149,10 @@ class Speech:
         workers = self.workers()
         if not workers:
             raise no_worker()
+        self._check_room()
         self._check(body, workers)
         pieces = self._split(body)
+        self._check_length(body, pieces)
         request = SpeechRequest(
             text=body.text,
             voice=body.voice,
@@ -157,10 +189,11 @@ class Speech:
             raise field_problem("text", body.text, detail)
         if any("\ud800" <= char <= "\udfff" for char in body.text):
             raise field_problem("text", body.text, "holds half of a surrogate pair; send UTF-8")
-        voices = sorted({voice for worker in workers for voice in worker.voices})
+        # Any worker may get any chunk, so only what all of them can do is offered.
+        voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
         if body.voice not in voices:
             raise field_problem("voice", body.voice, f"must be one of {', '.join(voices)}")
-        languages = sorted({code for worker in workers for code in worker.languages})
+        languages = sorted(set.intersection(*(set(worker.languages) for worker in workers)))
         if body.language not in languages:
             raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")
 
@@ -188,15 +221,36 @@ class Speech:
             for chunk in chunks
         ]
 
+    def _check_length(self, body: SpeechBody, pieces: list[Piece]) -> None:
+        if len(pieces) > MAX_CHUNKS:
+            detail = f"makes {len(pieces)} chunks; at most {MAX_CHUNKS} are allowed, so join lines"
+            raise field_problem("text", body.text, detail)
+        seconds = sum(
+            estimate_seconds(piece.text, body.language, body.speed) + piece.pause_s
+            for piece in pieces
+        )
+        limit = self.settings.max_audio_s
+        if seconds > limit:
+            detail = f"would take about {seconds:.0f} s to hear; at most {limit} s are allowed"
+            raise field_problem("text", body.text, detail)
+
     def _start(self, job: Job, pieces: list[Piece]) -> None:
-        if job.kind is Kind.LONG:
-            # On disk first: from here on the job survives whatever happens.
-            self.files.save(job, pieces)
-            self.store.create(job, pieces, self.settings.job_ttl_s)
-            send_advance(job.job_id)
-            return
-        self.store.create(job, pieces, self.settings.stream_ttl_s)
-        self._send(job, pieces, range(job.count))
+        try:
+            if job.kind is Kind.LONG:
+                # On disk first: once it is accepted, the job survives whatever happens.
+                self.files.save(job, pieces)
+                self.store.create(job, pieces, self.settings.job_ttl_s)
+                send_advance(job.job_id)
+            else:
+                self.store.create(job, pieces, self.settings.stream_ttl_s)
+                self._send(job, pieces, range(job.count))
+        except Exception:
+            # The client hears that it was refused, so it must not run behind its back.
+            self.files.delete(job.job_id)
+            with suppress(redis.RedisError):
+                self.store.end(job.job_id, State.FAILED, "it could not be queued")
+                self.store.forget_job(job.job_id)
+            raise
 
     def _send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
         send_chunks(make_chunks(job, pieces, indexes), float(self.settings.stream_ttl_s))
@@ -209,6 +263,12 @@ class Speech:
         if job is not None:
             return job, self.store.pieces(job_id)
         return self.files.load(job_id)
+
+    def long_jobs(self) -> Iterator[Job]:
+        """Long jobs, the newest first, read a few at a time: each carries its whole text."""
+        job_ids = self.store.long_job_ids()
+        for start in range(0, len(job_ids), 50):
+            yield from filter(None, self.store.jobs(job_ids[start : start + 50]))
 
     def let_go(self, job: Job, indexes: Iterable[int]) -> None:
         """Delivered audio is kept only long enough for a client to come back for it."""
@@ -268,9 +328,12 @@ class Speech:
                         yield item
                         del ready[next_index]
                         next_index += 1
-                    if not news:
-                        care.look_after(next_index)
-                except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
+                        care.renew(next_index)
+                    if not news and care.look_after(next_index):
+                        # A Redis that lost everything numbers its entries anew.
+                        cursor = "0"
+                    care.renew(next_index)
+                except (redis.RedisError, OperationalError) as error:
                     care.redis_was_away(error)
                 # A failed or cancelled job may have later chunks, but never the next one.
                 if ending is not None and next_index not in ready:
@@ -328,7 +391,7 @@ class _Care:
         self.pieces = pieces
         self.gave_up = ""
         self._heard_at = self._worker_at = time.monotonic()
-        self._looked_at = self._heard_at
+        self._looked_at = self._renewed_at = self._heard_at
         self._away_since: float | None = None
 
     def heard(self) -> None:
@@ -340,12 +403,19 @@ class _Care:
         if now - self._away_since > self.speech.settings.patience_s:
             self.gave_up = f"Redis could not be reached: {error}"
 
-    def look_after(self, next_index: int) -> None:
-        """Called when the stream holds nothing new."""
+    def renew(self, next_index: int) -> None:
+        """A slow listener, who plays while receiving, must not find the end expired."""
+        now, ttl_s = time.monotonic(), self.speech.settings.stream_ttl_s
+        if self.job.kind is not Kind.LONG and now - self._renewed_at > ttl_s / 4:
+            self._renewed_at = now
+            self.speech.store.renew(self.job.job_id, range(next_index, self.job.count), ttl_s)
+
+    def look_after(self, next_index: int) -> bool:
+        """Called when the stream holds nothing new. True if the job had to be made again."""
         self._away_since = None
         now = time.monotonic()
         if now - self._looked_at < LOOK_S:
-            return
+            return False
         self._looked_at = now
         settings, store = self.speech.settings, self.speech.store
         if self.speech.workers():
@@ -353,18 +423,22 @@ class _Care:
         elif now - self._worker_at > settings.patience_s:
             self.gave_up = f"no speech worker was running for {settings.patience_s:g} s"
             store.end(self.job.job_id, State.FAILED, self.gave_up)
-            return
+            return False
+        is_gone = store.job(self.job.job_id) is None
         if self.job.kind is Kind.LONG:
-            # The files worker looks after long jobs.
-            return
-        if store.job(self.job.job_id) is None:
+            # The files worker looks after long jobs, as long as they are on disk.
+            if is_gone and self.speech.files.load(self.job.job_id) is None:
+                self.gave_up = "the job was deleted"
+        elif is_gone:
             logger.warning("job %s was gone from Redis, sent again", self.job.job_id)
-            store.create(self.job, self.pieces, settings.stream_ttl_s)
-            for index in range(next_index):
-                store.mark_published(self.job.job_id, index, 0)
-            self._send_again(next_index)
+            if store.create(self.job, self.pieces, settings.stream_ttl_s):
+                for index in range(next_index):
+                    store.mark_published(self.job.job_id, index, 0)
+                self._send_again(next_index)
+            return True
         elif now - self._heard_at > settings.stall_s * (1 if store.queues_are_empty() else 10):
             self._send_again(next_index)
+        return False
 
     def _send_again(self, next_index: int) -> None:
         indexes = list(range(next_index, self.job.count))
@@ -381,5 +455,7 @@ def _warnings(text: str) -> tuple[str, ...]:
     unknown = unknown_characters(text)
     if not unknown:
         return ()
+    # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
+    unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
     shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
     return (f"The model does not know these characters and cannot pronounce them: {shown}",)

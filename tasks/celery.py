@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from celery import Celery
 from celery.platforms import SecurityWarning
+from kombu import Producer
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from tasks.messages import Chunk
 
@@ -28,20 +30,27 @@ def send_chunks(chunks: Iterable[Chunk], expires_s: float) -> None:
     Raises:
         kombu.exceptions.OperationalError: the broker cannot be reached.
     """
-    with app.producer_or_acquire() as producer, producer.batch(max_size=1000):
-        for chunk in chunks:
-            app.send_task(
-                SYNTHESIZE,
-                args=(chunk.to_json(),),
-                queue=chunk.urgency.value,
-                producer=producer,
-                ignore_result=True,
-                expires=expires_s,
-                retry=False,
-                # What Flower shows of a chunk: enough to find it, not the user's text.
-                argsrepr=f"('{chunk.job_id}', {chunk.index})",
-                kwargsrepr="{}",
-            )
+    try:
+        with app.producer_or_acquire() as producer, producer.batch(max_size=1000):
+            for chunk in chunks:
+                _send_chunk(producer, chunk, expires_s)
+    except BatchPublishError as error:
+        raise OperationalError(f"the queue does not take chunks: {error}") from error
+
+
+def _send_chunk(producer: Producer, chunk: Chunk, expires_s: float) -> None:
+    app.send_task(
+        SYNTHESIZE,
+        args=(chunk.to_json(),),
+        queue=chunk.urgency.value,
+        producer=producer,
+        ignore_result=True,
+        expires=expires_s,
+        retry=False,
+        # What Flower shows of a chunk: enough to find it, not the user's text.
+        argsrepr=f"('{chunk.job_id}', {chunk.index})",
+        kwargsrepr="{}",
+    )
 
 
 def send_advance(job_id: str) -> None:

@@ -9,6 +9,8 @@ the pool thread owns the device. They exchange work through ``_lock`` and ``hub.
 """
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections import deque
@@ -16,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 from celery import bootsteps
 from celery.worker.request import Request
 from celery.worker.state import task_ready, task_reserved
@@ -23,7 +26,7 @@ from kombu import Consumer
 
 from tasks.batching import Limits, Waiting, take, wait_until
 from tasks.messages import Chunk, Kind, MalformedMessage
-from tasks.speaker import Outcome, Speaker
+from tasks.speaker import EngineBroken, Outcome, Speaker
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,20 @@ class Held:
     request: Request
 
 
+@dataclass(slots=True)
+class Report:
+    """What the pool thread tells the hub thread about a batch.
+
+    ``outcomes`` is None for a batch that has only begun, and empty for one that must be handed
+    back because it could not be published.
+    """
+
+    batch: list[Held]
+    outcomes: list[Outcome] | None
+    started: float
+    runtime: float = 0.0
+
+
 class BatchingConsumer(bootsteps.StartStopStep):
     """Consumer bootstep that holds waiting chunks, the HIGH lane and the leases."""
 
@@ -60,7 +77,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         consumer.batching = self
         self.consumer = consumer
         self.waiting: list[Held] = []
-        self.finished: deque[tuple[list[Held], list[Outcome] | None, float]] = deque()
+        self.reports: deque[Report] = deque()
         self.is_pulling = False
         self.is_stopping = False
         self._lock = threading.Condition()
@@ -128,7 +145,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 self._renew_leases()
         self.speaker.is_stopping = True
         # The hub no longer runs call_soon callbacks either.
-        self._acknowledge_finished()
+        self._hear_reports()
 
     # -- receiving, in the hub thread --------------------------------------------------------
 
@@ -181,18 +198,27 @@ class BatchingConsumer(bootsteps.StartStopStep):
         """Speak batches until nothing waits."""
         while batch := self._next_batch():
             started = time.monotonic()
-            self.consumer.hub.call_soon(self._announce_started, batch, started)
+            self._report(Report(batch, None, started))
             try:
                 outcomes = self.speaker.speak([held.item for held in batch])
+            except EngineBroken:
+                logger.critical("the engine is broken; handing back and stopping", exc_info=True)
+                self._report(Report(batch, [], started))
+                self.is_stopping = True
+                # The supervisor starts a fresh process, with a fresh device context.
+                os.kill(os.getpid(), signal.SIGTERM)
             except Exception:
                 # Whatever stopped the publishing, the chunks must reach another worker.
                 logger.exception("a batch of %d could not be published", len(batch))
-                self.finished.append((batch, None, 0.0))
+                self._report(Report(batch, [], started))
                 # They come back at once, here or elsewhere; do not spin while the cause lasts.
                 time.sleep(RETRY_S)
             else:
-                self.finished.append((batch, outcomes, time.monotonic() - started))
-            self.consumer.hub.call_soon(self._acknowledge_finished)
+                self._report(Report(batch, outcomes, started, time.monotonic() - started))
+
+    def _report(self, report: Report) -> None:
+        self.reports.append(report)
+        self.consumer.hub.call_soon(self._hear_reports)
 
     def _next_batch(self) -> list[Held]:
         with self._lock:
@@ -211,25 +237,39 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self._lock.notify_all()
             return []
 
-    # -- after a batch, in the hub thread ----------------------------------------------------
+    # -- around a batch, in the hub thread ---------------------------------------------------
 
-    def _announce_started(self, batch: list[Held], started: float) -> None:
-        for held in batch:
-            held.request.on_accepted(None, started)
+    def _hear_reports(self) -> None:
+        while self.reports:
+            report = self.reports.popleft()
+            try:
+                self._settle(report)
+            except redis.RedisError as error:
+                # Above all a full Redis, which refuses an acknowledgement too. What is settled
+                # has left the batch; the rest is tried again.
+                logger.warning("could not settle a batch (%s), trying again", error)
+                self.reports.appendleft(report)
+                self.consumer.timer.call_after(RETRY_S, self._hear_reports)
+                return
 
-    def _acknowledge_finished(self) -> None:
-        while self.finished:
-            batch, outcomes, runtime = self.finished.popleft()
-            if outcomes is None:
-                for held in batch:
-                    held.request.reject(requeue=True)
-                    task_ready(held.request)
-                continue
-            for held, outcome in zip(batch, outcomes, strict=True):
-                _close(held.request, outcome, runtime)
-            long_jobs = {h.item.chunk.job_id for h in batch if h.item.chunk.kind is Kind.LONG}
-            if long_jobs:
-                type(self).on_long_jobs(sorted(long_jobs))
+    def _settle(self, report: Report) -> None:
+        if report.outcomes is None:
+            for held in report.batch:
+                held.request.on_accepted(None, report.started)
+            return
+        jobs = {h.item.chunk.job_id for h in report.batch if h.item.chunk.kind is Kind.LONG}
+        is_published = bool(report.outcomes)
+        while report.batch:
+            request = report.batch[0].request
+            if is_published:
+                _close(request, report.outcomes[0], report.runtime)
+                report.outcomes.pop(0)
+            else:
+                request.reject(requeue=True)
+                task_ready(request)
+            report.batch.pop(0)
+        if jobs and is_published:
+            type(self).on_long_jobs(sorted(jobs))
 
     # -- timers, in the hub thread -----------------------------------------------------------
 
@@ -261,8 +301,8 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[...,
 
 def _close(request: Request, outcome: Outcome, runtime: float) -> None:
     """Acknowledge, then tell Flower how it went."""
-    task_ready(request, successful=outcome is Outcome.SPOKEN)
     request.acknowledge()
+    task_ready(request, successful=outcome is Outcome.SPOKEN)
     if outcome is Outcome.FAILED:
         request.send_event("task-failed", exception="the engine could not speak it", traceback="")
     else:
@@ -270,4 +310,4 @@ def _close(request: Request, outcome: Outcome, runtime: float) -> None:
 
 
 def _nothing(*args: Any) -> None:
-    """The pool wants a callback; outcomes travel through ``finished`` instead."""
+    """The pool wants a callback; outcomes travel as reports instead."""

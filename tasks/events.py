@@ -71,6 +71,16 @@ redis.call('PUBLISH', ARGV[4], ARGV[5])
 return 1
 """
 
+# Store a new job, if there is none with this id. Returns 1, or 0 when there is.
+_CREATE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+if ARGV[2] ~= '' then redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3]) end
+redis.call('HINCRBY', KEYS[3], 'jobs', 1)
+return 1
+"""
+
 # Count an attempt at a chunk, once per token, so that repeating the call counts nothing; and
 # without bringing a forgotten job back as a fragment.
 _ATTEMPT = """
@@ -169,6 +179,7 @@ class EventStore:
 
     def __init__(self, client: "redis.Redis") -> None:
         self.redis = client
+        self._create = client.register_script(_CREATE)
         self._publish = client.register_script(_PUBLISH)
         self._end = client.register_script(_END)
         self._attempt = client.register_script(_ATTEMPT)
@@ -177,9 +188,12 @@ class EventStore:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def create(self, job: Job, pieces: Sequence[Piece], ttl_s: int) -> None:
-        """Store a new job. It says nothing yet: the record itself is the first event."""
-        record: dict[Any, Any] = {
+    def create(self, job: Job, pieces: Sequence[Piece], ttl_s: int) -> bool:
+        """Store a new job; False when it is there already.
+
+        It says nothing yet: the record itself is the first event.
+        """
+        record = {
             "kind": job.kind.value,
             "state": job.state.value,
             "request": json.dumps(asdict(job.request), ensure_ascii=False),
@@ -193,13 +207,10 @@ class EventStore:
             "owner": job.owner,
             "pieces": pieces_to_json(list(pieces)),
         }
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(_job_key(job.job_id), mapping=record)
-            pipe.expire(_job_key(job.job_id), ttl_s)
-            if job.kind is Kind.LONG:
-                pipe.zadd(JOBS, {job.job_id: job.created_at})
-            pipe.hincrby(TOTALS, "jobs", 1)
-            pipe.execute()
+        listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
+        fields = [value for pair in record.items() for value in pair]
+        keys = [_job_key(job.job_id), JOBS, TOTALS]
+        return bool(self._create(keys=keys, args=[ttl_s, listed_at, job.job_id, *fields]))
 
     def publish(self, results: Iterable[ChunkResult]) -> list[bool]:
         """Publish audio. False marks what was there already, or whose job has ended."""
@@ -238,6 +249,15 @@ class EventStore:
         with self.redis.pipeline(transaction=False) as pipe:
             for index in indexes:
                 pipe.expire(_audio_key(job_id, index), grace_s)
+            pipe.execute()
+
+    def renew(self, job_id: str, indexes: Iterable[int], ttl_s: int) -> None:
+        """Somebody is still listening: keep the job and the audio not yet delivered."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for key in (_job_key(job_id), _events_key(job_id)):
+                pipe.expire(key, ttl_s)
+            for index in indexes:
+                pipe.expire(_audio_key(job_id, index), ttl_s)
             pipe.execute()
 
     def forget_chunk(self, job_id: str, index: int) -> None:
@@ -284,10 +304,9 @@ class EventStore:
                 pipe.hmget(_job_key(job_id), _RECORD)
             return [_job(job_id, row) for job_id, row in zip(job_ids, pipe.execute(), strict=True)]
 
-    def long_job_ids(self, limit: int = -1) -> list[str]:
+    def long_job_ids(self) -> list[str]:
         """Ids of long jobs, the newest first."""
-        end = limit - 1 if limit > 0 else -1
-        return [_text(job_id) for job_id in self.redis.zrevrange(JOBS, 0, end)]
+        return [_text(job_id) for job_id in self.redis.zrevrange(JOBS, 0, -1)]
 
     def pieces(self, job_id: str) -> list[Piece]:
         stored = self.redis.hget(_job_key(job_id), "pieces")
@@ -346,6 +365,12 @@ class EventStore:
     def audio(self, job_id: str, index: int) -> bytes | None:
         """Samples of one chunk, None once they have left Redis."""
         return self.redis.get(_audio_key(job_id, index))  # type: ignore[return-value]
+
+    def memory_share(self) -> float:
+        """How full Redis is, from 0 to 1; 0 where it has no limit."""
+        memory: Any = self.redis.info("memory")
+        limit = memory.get("maxmemory", 0)
+        return float(memory["used_memory"]) / limit if limit else 0.0
 
     def totals(self) -> dict[str, int]:
         reply: Any = self.redis.hgetall(TOTALS)

@@ -51,8 +51,9 @@ return 0
 
 # Give the lock up, unless somebody left a note meanwhile: then 0, look once more.
 _UNLOCK = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 1 end
 if redis.call('DEL', KEYS[2]) == 1 then redis.call('EXPIRE', KEYS[1], ARGV[2]) return 0 end
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+redis.call('DEL', KEYS[1])
 return 1
 """
 
@@ -73,10 +74,12 @@ class JobAdvancer:
         keys = [f"{PREFIX}lock:{job_id}", f"{PREFIX}note:{job_id}"]
         if not self._lock(keys=keys, args=[token, LOCK_S]):
             return
-        while True:
-            self._step(job_id)
-            if self._unlock(keys=keys, args=[token, LOCK_S]):
-                return
+        is_done = False
+        while not is_done:
+            try:
+                self._step(job_id)
+            finally:
+                is_done = bool(self._unlock(keys=keys, args=[token, LOCK_S]))
 
     def _step(self, job_id: str) -> None:
         saved = self.files.load(job_id)
@@ -86,6 +89,10 @@ class JobAdvancer:
             return
         on_disk, pieces = saved
         job = self.store.job(job_id) or self._restore(on_disk, pieces)
+        if on_disk.state.is_final and not job.state.is_final:
+            # A restore that was killed between telling of the job and of its end.
+            self.store.end(job_id, on_disk.state, on_disk.error or "")
+            return
         if job.state.is_final:
             self._close(job, on_disk, pieces)
             return
@@ -155,23 +162,33 @@ class JobAdvancer:
         if on_disk.state is not job.state:
             counts = self.store.published(job.job_id, range(job.count))
             whole = [n for n in counts if n is not None]
-            self.files.save(job, pieces, whole if job.state is State.DONE else None)
+            self.files.update(job, pieces, whole if job.state is State.DONE else None)
         self.files.drop_chunks(job.job_id)
         self.store.drop_audio(job.job_id, range(job.count))
 
     def sweep(self) -> None:
         """Look after every job on disk: expired ones go, unfinished ones move."""
-        oldest = time.time() - settings.job_ttl_s
         for job_id in self.files.job_ids():
-            saved = self.files.load(job_id)
-            if saved is None:
-                continue
-            job, _ = saved
-            if job.created_at < oldest:
-                self.files.delete(job_id)
-                self.store.forget_job(job_id)
-            elif not job.state.is_final or self.store.job(job_id) is None:
-                self.advance(job_id)
+            try:
+                self._look_after(job_id)
+            except (redis.ConnectionError, redis.TimeoutError, OperationalError):
+                raise
+            except Exception:
+                # A full disk, an unreadable record: one job's trouble is not the others'.
+                logger.exception("job %s cannot be moved forward now", job_id)
+
+    def _look_after(self, job_id: str) -> None:
+        saved = self.files.load(job_id)
+        if saved is None:
+            return
+        on_disk, _ = saved
+        if on_disk.created_at < time.time() - settings.job_ttl_s:
+            self.files.delete(job_id)
+            self.store.forget_job(job_id)
+            return
+        known = self.store.job(job_id)
+        if known is None or not (known.state.is_final and on_disk.state.is_final):
+            self.advance(job_id)
 
 
 _advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir))
@@ -212,6 +229,9 @@ class Sweep(bootsteps.StartStopStep):
                 _advancer.sweep()
             except (redis.RedisError, OperationalError) as error:
                 logger.warning("sweep: Redis is away (%s)", error)
+            except Exception:
+                # The last line of defence of a thread that nothing else would replace.
+                logger.exception("sweep")
             if self._stop.wait(SWEEP_S):
                 return
 

@@ -8,6 +8,7 @@ so a reader or a restarted worker sees all of it or none.
 import json
 import os
 import shutil
+import uuid
 import wave
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,6 +38,11 @@ class JobFiles:
         folder = self.root / job.job_id
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "job.json", json.dumps(record, ensure_ascii=False).encode())
+
+    def update(self, job: Job, pieces: list[Piece], chunk_samples: list[int] | None) -> None:
+        """Store a job's new state, unless it was deleted meanwhile."""
+        if (self.root / job.job_id).is_dir():
+            self.save(job, pieces, chunk_samples)
 
     def load(self, job_id: str) -> tuple[Job, list[Piece]] | None:
         """The job as last saved, None if there is none."""
@@ -99,7 +105,7 @@ class JobFiles:
     def assemble(self, job_id: str, pieces: list[Piece], sample_rate: int) -> int:
         """Join the chunks and their pauses into ``audio.wav``; returns its samples."""
         path = self.audio_path(job_id)
-        partial = path.with_suffix(".partial")
+        partial = _partial(path)
         with wave.open(str(partial), "wb") as sound:
             sound.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
             for index, piece in enumerate(pieces):
@@ -111,8 +117,10 @@ class JobFiles:
         return n_samples
 
     def drop_chunks(self, job_id: str) -> None:
-        for path in (self.root / job_id).glob("[0-9]*.pcm"):
-            path.unlink(missing_ok=True)
+        """Remove the chunks, and what a killed writer may have left."""
+        for pattern in ("[0-9]*.pcm", "*.partial"):
+            for path in (self.root / job_id).glob(pattern):
+                path.unlink(missing_ok=True)
 
     def read_samples(self, job_id: str, start: int, count: int) -> bytes | None:
         """Part of the finished sound, in samples."""
@@ -124,8 +132,13 @@ class JobFiles:
             return None
 
 
+def _partial(path: Path) -> Path:
+    """A name of this writer's own: two that meet must not write into one file."""
+    return path.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
+
+
 def _write(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
+    partial = _partial(path)
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -44,6 +44,7 @@ class Settings:
     )
     first_chunk_chars: int = _setting(100, "length of the first chunk; Korean takes 0.4 of it", 20)
     max_text_chars: int = _setting(50_000, "longest text accepted", 1)
+    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
     api_keys: str = _setting("", "comma-separated keys; when set, requests need one")
     admin_key: str = _setting("", "key for /config/batch; without it only 127.0.0.1 may change it")

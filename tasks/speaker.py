@@ -40,6 +40,13 @@ class Synthesizer(Protocol):
 
     def synthesize(self, utterances: "Sequence[Utterance]") -> "list[Audio]": ...
 
+    def warm_up(self) -> None:
+        """Speak something harmless; raises if the engine cannot."""
+
+
+class EngineBroken(Exception):
+    """The engine cannot speak anything any more, as after an error of a CUDA context."""
+
 
 class Outcome(Enum):
     SPOKEN = auto()
@@ -84,6 +91,7 @@ class Speaker:
 
         Raises:
             redis.RedisError: Redis stayed away; nothing may be acknowledged.
+            EngineBroken: nothing can be spoken here any more; neither.
         """
         taken_at = time.time()
         outcomes = [Outcome.SKIPPED] * len(batch)
@@ -146,6 +154,7 @@ class Speaker:
             # The one broad catch of the worker: whatever a chunk does to the engine, its
             # neighbours are spoken and its own job is told why.
             if len(rows) == 1:
+                self._check_engine()
                 chunk = batch[rows[0]].chunk
                 logger.exception("chunk %s/%d failed", chunk.job_id, chunk.index)
                 reason = f"chunk {chunk.index}: {type(error).__name__}: {error}"
@@ -155,6 +164,16 @@ class Speaker:
             logger.warning("batch of %d failed (%s), trying its halves", len(rows), error)
         middle = len(rows) // 2
         return self._try(batch, rows[:middle], outcomes) + self._try(batch, rows[middle:], outcomes)
+
+    def _check_engine(self) -> None:
+        """A chunk failed alone: is it the chunk, or would any chunk fail now?
+
+        A worker whose device is lost fails fast, so it would draw and fail everybody's chunks.
+        """
+        try:
+            self.engine.warm_up()
+        except Exception as error:
+            raise EngineBroken(f"cannot speak anything: {error}") from error
 
     def _fail(self, chunk: Chunk, reason: str) -> None:
         self.store.end(chunk.job_id, State.FAILED, reason)

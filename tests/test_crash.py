@@ -156,3 +156,32 @@ def test_a_corrupt_model_ends_the_worker_with_one_clear_line(stack: Stack) -> No
     lines = [line for line in stack.log("worker").splitlines() if "cannot start" in line]
     assert len(lines) == 1 and "supertonic.safetensors" in lines[0]
     assert "Traceback" not in stack.log("worker")
+
+
+def test_a_full_redis_slows_a_stream_down_and_breaks_nothing(stack: Stack) -> None:
+    """36 MB of sound through a Redis of 20 MB: it fits only as fast as it is delivered."""
+    stack.env |= {"NULL_BYTES": "300000", "SUPERTONIC_DELIVERED_TTL_S": "1"}
+    stack.start_redis("--save", "", "--maxmemory", "20mb")
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    listener = Listener(stack, {"text": "\n\n".join(f"Paragraph number {n}." for n in range(120))})
+    listener.start()
+    check_whole(listener)
+    assert stack.processes["worker"].poll() is None, "the worker lives"
+
+
+def test_a_slow_listener_finds_nothing_expired(stack: Stack) -> None:
+    stack.env |= {"SUPERTONIC_STREAM_TTL_S": "5", "NULL_BYTES": "2000000"}
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    events = []
+    with stack.stream({"text": TEXT}) as response:
+        for event in read_events(response):
+            events.append(event)
+            # A player that reads no faster than it plays.
+            threading.Event().wait(0.6)
+    indexes = [event.data["index"] for event in events if event.event == "chunk"]
+    assert len(indexes) >= 12 and indexes == list(range(events[0].data["total"]))

@@ -46,7 +46,9 @@ def test_a_jobs_file_equals_the_same_request_spoken_at_once(server: Stack) -> No
     assert done(server, job_id)["state"] == "done"
     body = {"text": long_text(1000), **options, "output_format": "wav"}
     waited = server.post("/synthesize/long?wait=true", body)
-    assert waited.content == server.get(f"/jobs/{job_id}/audio").content
+    fetched = server.get(f"/jobs/{job_id}/audio")
+    difference = samples_of(waited.content).astype(int) - samples_of(fetched.content)
+    assert np.abs(difference).max() <= 1
 
 
 def test_audio_can_be_fetched_in_ranges(server: Stack) -> None:

@@ -16,7 +16,7 @@ from tasks.batching import Waiting
 from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import Kind, State
 from tasks.settings import Settings
-from tasks.speaker import MAX_ATTEMPTS, Outcome, Speaker
+from tasks.speaker import MAX_ATTEMPTS, EngineBroken, Outcome, Speaker
 from tests.examples import a_job, some_pieces, waiting_chunk
 from tests.stack import Stack
 
@@ -37,6 +37,16 @@ class Breaking:
         if any("poison" in utterance.text for utterance in utterances):
             raise RuntimeError("the device choked")
         return self.engine.synthesize(list(utterances))
+
+    def warm_up(self) -> None:
+        self.engine.warm_up()
+
+
+class Broken(Breaking):
+    """The engine after its device was lost: nothing works any more."""
+
+    def warm_up(self) -> None:
+        raise RuntimeError("the device is gone")
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +244,11 @@ def test_the_tally_counts_what_was_spoken(speaker: Speaker) -> None:
     samples = speaker.store.totals()["samples"]
     assert speaker.tally.audio_s == pytest.approx(samples / 44_100)
     assert speaker.tally.busy_s > 0 and speaker.tally.batch_size == 1.5
+
+
+def test_a_broken_engine_blames_no_chunk(speaker: Speaker, engine: Engine) -> None:
+    """A worker whose device is lost must not fail the jobs it draws; another can speak them."""
+    speaker.engine = Broken(engine)
+    with pytest.raises(EngineBroken):
+        speaker.speak(batch_of(speaker, "poison for this engine", "Anything."))
+    assert states(speaker, 2) == [State.QUEUED] * 2

@@ -1,0 +1,64 @@
+"""Each benchmark once, as small as it gets: it runs, counts no failure and ends with its JSON."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supertonic.config import ModelConfig
+from tests.stack import ROOT
+
+SHALLOW = replace(
+    ModelConfig(),
+    text_encoder=replace(ModelConfig().text_encoder, dilations=(1,), attention_layers=1),
+    duration_predictor=replace(
+        ModelConfig().duration_predictor, dilations=(1,), attention_layers=1
+    ),
+    vector_estimator=replace(
+        ModelConfig().vector_estimator, blocks=1, dilations=(1,), last_dilations=(1,)
+    ),
+    vocoder=replace(ModelConfig().vocoder, dilations=(1,)),
+)
+
+
+def run(benchmark: str, *arguments: str) -> dict[str, Any]:
+    """The benchmark's last line."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert result["commit"] and result["cpu"] and result["date"]
+    return result
+
+
+@pytest.mark.slow  # the exporter takes its time, however small the model
+def test_the_engine_benchmark_compares_equal_sound(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(asdict(SHALLOW)))
+    result = run("bench_engine", "--config", str(config))
+    assert result["max_err"] < 1e-4
+    assert result["truth_vs_ort_1t_b1_2s"] > 0
+    cells = {name.removeprefix("1t b1 ") for name in result["cells"]}
+    assert cells == {"duration", "text", "step", "vocoder", "whole, 2 steps"}
+    assert all(0 < cell["pytorch_ms"] for cell in result["cells"].values())
+
+
+def test_the_pipeline_benchmark_measures_both_competitors() -> None:
+    result = run("bench_pipeline")
+    assert result["failed"] == 0
+    for name in ("idle", "http", "inprocess_http"):
+        assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"]
+    assert result["chunks_per_s_300k"] > 0 < result["inprocess_chunks_per_s_300k"]
+    assert result["cpu_ms_per_chunk_300k"].keys() == {"web", "worker", "redis", "client"}
+
+
+def test_every_stream_of_a_small_burst_is_complete() -> None:
+    result = run("bench_streams")
+    assert result["complete"] == result["streams"] == 10
+    assert result["failed"] == 0
+    assert result["chunks"] == 30
+    assert 0 < result["first_p50_ms"] < result["whole_p50_ms"]
