@@ -386,3 +386,30 @@ def test_a_websocket_message_over_the_limit_closes_the_connection(server: Stack)
 
 def test_the_websocket_route_wants_a_websocket(server: Stack) -> None:
     problem(server.get("/ws/synthesize"), 400)
+
+
+def test_a_text_of_too_many_pieces_is_refused_with_their_number(server: Stack) -> None:
+    answer = server.post("/synthesize", {"text": "a\n\n" * 5000})
+    assert answer.status_code == 422
+    assert "5000 chunks; at most 2000" in answer.json()["errors"][0]["detail"]
+
+
+def test_a_text_that_would_sound_for_hours_is_refused(server: Stack) -> None:
+    text = "One. \n\n" * 1800 + "word " * 7200
+    answer = server.post("/synthesize/long", {"text": text, "speed": 0.5, "pause_s": 3.0})
+    assert answer.status_code == 422
+    assert "at most 10800 s" in answer.json()["errors"][0]["detail"]
+
+
+def test_invisible_characters_are_named_by_number_in_every_answer(server: Stack) -> None:
+    text = "hello \x01 world"
+    answer = server.post("/synthesize", {"text": text, "output_format": "wav"})
+    assert answer.status_code == 200
+    assert "U+0001" in answer.headers["X-Warnings"]
+
+
+def test_another_sites_page_may_not_change_settings(server: Stack) -> None:
+    headers = {"Origin": "http://evil.example"}
+    answer = server.post("/config/batch?max_batch_size=2", headers=headers)
+    assert answer.status_code == 403
+    assert server.get("/").json()["batch"]["max_batch_size"] != 2
