@@ -1,0 +1,119 @@
+"""The service as ``make run`` starts it, but without a supervisor, on free ports of this machine.
+
+The Procfile's own lines are run, so that what is measured is what is shipped. Each process can be
+replaced by another command; the processes started here are ended here, and no others.
+"""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from app.run import ROOT, read_procfile
+
+START_LIMIT_S = 60.0
+
+
+class Service:
+    """Processes by name. Use as a context manager: leaving it stops everything."""
+
+    def __init__(self, **settings: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="supertonic-bench-")
+        self.folder = Path(self._folder.name)
+        self.port, redis_port = free_port(), free_port()
+        self.redis_url = f"redis://127.0.0.1:{redis_port}/0"
+        self.env = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            "REDIS_PORT": str(redis_port),
+            "SUPERTONIC_REDIS_URL": self.redis_url,
+            "SUPERTONIC_HOST": "127.0.0.1",
+            "SUPERTONIC_PORT": str(self.port),
+            "SUPERTONIC_DATA_DIR": str(self.folder),
+            "SUPERTONIC_LOG_LEVEL": "WARNING",
+            **settings,
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for name in reversed(list(self.processes)):
+            self.stop(name)
+        self._folder.cleanup()
+
+    def start(self, name: str, command: str = "", **env: str) -> None:
+        """Start a process of the Procfile, or ``command`` under its name."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                ["/bin/sh", "-c", command or read_procfile()[name]],
+                cwd=ROOT,
+                env=self.env | env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+    def wait_until_ready(self) -> None:
+        """Redis, web and a worker answer. Raises RuntimeError with the logs when they do not."""
+        self.wait_for(self.port, "/readyz", 200)
+
+    def wait_for(self, port: int, path: str, status: int) -> None:
+        give_up_at = time.monotonic() + START_LIMIT_S
+        while get_status(port, path) != status:
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > give_up_at:
+                raise RuntimeError(f"{ended or port}: not ready\n{self._logs()}")
+            time.sleep(0.1)
+
+    def cpu_s(self, name: str) -> float:
+        """CPU seconds that a process and its children have used so far."""
+        return _cpu_s(self.processes[name].pid)
+
+    def _logs(self) -> str:
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def get_status(port: int, path: str) -> int:
+    """HTTP status of one GET, 0 while nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        # After the name, which may hold spaces, in brackets: state is field 3, utime 14, stime 15.
+        fields: Any = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return float("nan")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(_cpu_s(int(child)) for child in children)
