@@ -1,7 +1,7 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
 .PHONY: help run test lint worker files web flower redis model doctor bench bench-engine \
-	bench-pipeline bench-streams builtin clean
+	bench-prepared bench-pipeline bench-streams builtin clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -60,10 +60,13 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-pipeline bench-streams  ## all benchmarks
+bench: bench-engine bench-prepared bench-pipeline bench-streams  ## all benchmarks
 
 bench-engine: $(ALL)  ## model speed, no queue
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
+
+bench-prepared: $(ALL)  ## the form the worker runs, beside the readable one and ONNX Runtime
+	$(BIN)/python -m benchmarks.bench_prepared $(ARGS)
 
 bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)

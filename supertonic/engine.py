@@ -5,16 +5,21 @@ gets for an utterance depends on that utterance alone, never on what else was in
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from supertonic.config import ModelConfig
 from supertonic.errors import ConfigError, UnknownVoice, WeightsError
 from supertonic.model import Batch, Supertonic
+from supertonic.prepared import check_precision, prepare
 from supertonic.text import LANGUAGES, VOCABULARY, encode
 from supertonic.voices import Style, load_styles
 from supertonic.weights import load_weights
@@ -25,7 +30,6 @@ BUILTIN_DESCRIPTION = (
     "Install the Supertonic 2 weights for speech."
 )
 WEIGHTS_FILE = "supertonic.safetensors"
-PRECISIONS = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,17 @@ class Engine:
         # and of one long one in five (measured). A row would then be longer than it is alone,
         # and sometimes by a frame, with other noise.
         self.model.duration_predictor.double()
-        self.size_per_pass = size_per_pass(model, device)
-        if device == "cpu" and _is_small(model):
+        self.size_per_pass = size_per_pass(model.config, device)
+        if device == "cpu" and _is_small(model.config):
             # Each operation takes microseconds: a second thread gains nothing, and on a busy
             # machine its waiting turned 17 ms into 3 seconds.
             torch.set_num_threads(1)
+        self._cores: ThreadPoolExecutor | None = None
+        if device == "cpu" and torch.get_num_threads() > 1:
+            self._cores = ThreadPoolExecutor(
+                torch.get_num_threads(), "core", initializer=lambda: torch.set_num_threads(1)
+            )
 
-    @torch.inference_mode()
     def synthesize(self, utterances: list[Utterance]) -> list[Audio]:
         """Speak each utterance, in order.
 
@@ -91,12 +99,29 @@ class Engine:
         text_ids = [self._check_and_encode(utterance) for utterance in utterances]
         audio: dict[int, Audio] = {}
         sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
-        for rows in plan_passes(sizes, self.size_per_pass):
-            batch = self.collate([text_ids[i] for i in rows], [utterances[i] for i in rows])
-            waveforms, n_samples = self.model(batch)
-            for i, waveform, n in zip(rows, waveforms.cpu().numpy(), n_samples, strict=True):
-                audio[i] = Audio(waveform[:n].copy(), self.sample_rate)
+        passes = plan_passes(sizes, self.size_per_pass)
+
+        def run(rows: list[int]) -> list[Audio]:
+            return self._run([text_ids[i] for i in rows], [utterances[i] for i in rows])
+
+        if self._cores is not None and len(passes) > 1:
+            # One pass per core: nobody waits for another's half of a matrix product. The longest
+            # first, so that all cores are done at about the same time.
+            passes.reverse()
+            spoken = list(self._cores.map(run, passes))
+        else:
+            spoken = [run(rows) for rows in passes]
+        for rows, audio_of_pass in zip(passes, spoken, strict=True):
+            audio.update(zip(rows, audio_of_pass, strict=True))
         return [audio[i] for i in range(len(utterances))]
+
+    @torch.inference_mode()
+    def _run(self, text_ids: list[list[int]], utterances: list[Utterance]) -> list[Audio]:
+        waveforms, n_samples = self.model(self.collate(text_ids, utterances))
+        return [
+            Audio(waveform[:n].copy(), self.sample_rate)
+            for waveform, n in zip(waveforms.cpu().numpy(), n_samples, strict=True)
+        ]
 
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for memory and kernels to be set up."""
@@ -152,22 +177,56 @@ def plan_passes(sizes: Sequence[float], size_per_pass: float) -> list[list[int]]
     return passes
 
 
-def size_per_pass(model: Supertonic, device: str) -> float:
+def size_per_pass(config: ModelConfig, device: str) -> float:
     """How much goes through the model at once, in characters at speed 1.
 
-    Measured, milliseconds per row on one core at 2 steps, for one / four / eight rows at a time:
-    full size, 100 characters: 458 / 455 / 470; full size, 26 characters: 254 / 153 / 172;
-    built-in size, 100 characters: 17.5 / - / 8.3, and 9.4 for 32. So a CPU is busy with a pass of
-    some 128 characters in full size and 1,000 in a small one; beyond that, more rows only push
-    each other out of the cache. A GPU takes everything the caller put together.
+    Measured, milliseconds per row of the prepared model on one core at 2 steps, for 1 / 2 / 4 / 8
+    rows at a time: full size, 26 characters: 125 / 98 / 80 / 71; 110 characters: 380 / 373 / 347;
+    built-in size, 26 characters, for 1 / 8 / 16 / 32: 9.2 / 1.9 / 1.5 / 1.3. Most is gained by
+    some 256 characters in full size and 1,000 in a small one; smaller passes leave more of them
+    for the other cores. A GPU takes everything the caller put together.
     """
     if device.startswith("cuda"):
         return float("inf")
-    return 1000 if _is_small(model) else 128
+    return 1000 if _is_small(config) else 256
 
 
-def _is_small(model: Supertonic) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
+def _is_small(config: ModelConfig) -> bool:
+    return config.vocoder.width < 256
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use. Two threads on one core share its multipliers."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return min(len(cores), _container_limit())
+
+
+def _container_limit() -> int:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return os.cpu_count() or 1
+
+
+class _Unfilled(TorchFunctionMode):
+    """Layers built in here get memory, but no random numbers: those come from a file.
+
+    The meta device would do that too; what it imports takes a second and 70 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def load_engine(
@@ -175,20 +234,22 @@ def load_engine(
     model_dir: str | Path | None = None,
     device: str = "auto",
     precision: str = "float32",
+    *,
+    prepared: bool = True,
 ) -> Engine:
     """Load a model directory: `supertonic.safetensors`, `voice_styles/*.json`, maybe `config.json`.
 
     model: "supertonic-2" is what lies in `model_dir`; "tiny" is the built-in voice; "auto" is the
     first of the two that is there; anything else is a directory of its own.
+    precision: of the matrix products. `prepared=False` runs the model as it is written, slower.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision {precision!r} is not supported; this version has {', '.join(PRECISIONS)}"
-        )
     device = resolve_device(device)
+    check_precision(precision, device)
+    if precision != "float32" and not prepared:
+        raise ConfigError(f"precision {precision!r} needs the prepared model; unprepared: float32")
     name, directory = resolve_directory(model, model_dir)
     config = load_config(directory)
-    with torch.device("meta"):  # sizes only: filling 65 million numbers at random takes seconds
+    with _Unfilled():
         network = Supertonic(config)
     load_weights(network, directory / WEIGHTS_FILE)
     duration = config.duration_predictor
@@ -197,6 +258,10 @@ def load_engine(
         (config.n_style, config.style_dim),
         (duration.n_style, duration.style_dim),
     )
+    if device == "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    if prepared:
+        network = prepare(network, device, precision)
     is_builtin = directory == BUILTIN
     return Engine(
         network,

@@ -28,6 +28,9 @@ from tasks.workers import WorkerRecord, WorkerRecords
 # Before torch comes in: its waiting threads must sleep, not spin. On a machine where something
 # else runs too, spinning turned 0.3 s of speaking into 7 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Kernels are built per length of a row; the default cache holds some 60 lengths, and each new one
+# costs 10 to 20 ms.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 # What a character of text sounds for at speed 1, roughly; the engine counts characters.
 SECONDS_PER_CHARACTER = 0.065

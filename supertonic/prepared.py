@@ -1,0 +1,407 @@
+"""The same model, prepared to run fast: `prepare(model, device, precision)`.
+
+`model.py` is the truth, and tests hold this copy to it. Here the constants are folded into the
+weights, what does not change between steps is computed once, and rows lie packed behind each
+other (`kernels.py`), so that padding is never computed. Matrix products run in the precision
+asked for; the rest (norms, softmax, angles, the latent and its steps) stays float32, and the
+duration predictor is the truth's own, in float64, so that sample counts are the same everywhere.
+"""
+
+import contextlib
+import copy
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supertonic.errors import ConfigError
+from supertonic.kernels import (
+    ConvNeXtBlock,
+    Dense,
+    Form,
+    Norm,
+    RelativeSelfAttention,
+    Rows,
+    Window,
+    attend,
+    rotate,
+    scaled,
+    send,
+)
+from supertonic.layers import WINDOW, AttentionEncoder, split_heads
+from supertonic.model import Batch, Draw, Seed, Supertonic, draw_noise
+from supertonic.text_encoder import PromptAttention, TextEncoder
+from supertonic.vector_estimator import StyleCondition, TextCondition, VectorEstimator
+from supertonic.vocoder import Vocoder
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def prepare(model: Supertonic, device: str = "cpu", precision: str = "float32") -> "Prepared":
+    """A fast copy of `model`; the model itself is not changed and may be dropped.
+
+    ConfigError for a precision that does not exist, or float16 on a CPU.
+    """
+    check_precision(precision, device)
+    with torch.no_grad():
+        prepared = Prepared(model, Form(torch.device(device), getattr(torch, precision)))
+    _trim()
+    return prepared
+
+
+def _trim() -> None:
+    """Give freed memory back: folding leaves some 80 MB of it, which glibc would keep."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def check_precision(precision: str, device: str) -> None:
+    """ConfigError that names what there is."""
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision {precision!r} is not supported; this version has {', '.join(PRECISIONS)}"
+        )
+    if precision == "float16" and device == "cpu":
+        raise ConfigError("precision 'float16' needs a GPU; a CPU has float32 and bfloat16")
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself. Without, it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Prepared(Supertonic):
+    """Called like the model, with the same durations. Float32 results differ by rounding only.
+
+    The parts have the model's names, but take packed rows.
+    """
+
+    text_encoder: "PreparedText"  # type: ignore[assignment]
+    vector_estimator: "PreparedEstimator"  # type: ignore[assignment]
+    vocoder: "PreparedVocoder"  # type: ignore[assignment]
+
+    def __init__(self, model: Supertonic, form: Form) -> None:
+        nn.Module.__init__(self)
+        self.config, self.form = model.config, form
+        duration = type(model.duration_predictor)(model.config)
+        duration.load_state_dict(model.duration_predictor.state_dict())
+        self.duration_predictor = duration.to(form.device, torch.float64).eval()
+        self.text_encoder = PreparedText(model.text_encoder, form)
+        self.vector_estimator = PreparedEstimator(model.vector_estimator, form)
+        self.vocoder = PreparedVocoder(model.vocoder, form)
+
+    def forward(self, batch: Batch, draw: Draw = draw_noise) -> tuple[Tensor, list[int]]:
+        """Waveforms (B, N) and how many samples of each row are its own."""
+        # Rows with many steps first: those still at work are then the first few of the batch.
+        order = sorted(range(len(batch.steps)), key=lambda row: -batch.steps[row])
+        n_samples = self.durations(batch)
+        n_frames = [-(-n_samples[row] // self.config.samples_per_frame) for row in order]
+        frames = Rows(n_frames, self.form.device)
+        seeds = [batch.seeds[row] for row in order]
+        noise = self.noise(seeds, frames, draw)
+
+        lengths = batch.text_lengths.tolist()
+        characters = Rows([lengths[row] for row in order], self.form.device)
+        text_ids = torch.cat([batch.text_ids[row, : lengths[row]] for row in order])
+        style_ttl = batch.style_ttl[order].flatten(0, 1)
+        steps = [batch.steps[row] for row in order]
+
+        text_emb = self.text_encoder(text_ids, characters, style_ttl)
+        latent = self.denoise(noise, frames, text_emb, characters, style_ttl, steps)
+        waveform = self.vocoder(latent, frames)
+
+        whole = waveform.split([n * self.config.samples_per_frame for n in n_frames])
+        by_row = dict(zip(order, whole, strict=True))
+        rows = [by_row[row] for row in range(len(order))]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), n_samples
+
+    def noise(self, seeds: list[Seed], frames: Rows, draw: Draw) -> Tensor:  # type: ignore[override]
+        """(N, 144) packed initial noise, the same numbers as the model's."""
+        channels = self.config.latent_dim
+        rows = [draw(seed, (channels, n)) for seed, n in zip(seeds, frames.lengths, strict=True)]
+        return send(torch.cat([torch.from_numpy(row).T for row in rows]), frames.device)
+
+    def denoise(  # type: ignore[override]
+        self,
+        latent: Tensor,  # (N, 144), rows in the order of falling steps
+        frames: Rows,
+        text_emb: Tensor,  # (M, 256)
+        characters: Rows,
+        style_ttl: Tensor,  # (B · 50, 256)
+        steps: list[int],
+    ) -> Tensor:  # (N, 144)
+        done: list[Tensor] = []  # rows that have had their steps, last row first
+        heard = self.vector_estimator.listen(text_emb, characters, style_ttl, frames)
+        for step in range(steps[0]):
+            n = sum(steps_of_row > step for steps_of_row in steps)
+            if n < len(frames):
+                frames = Rows(frames.lengths[:n], frames.device)
+                done.append(latent[frames.n :])
+                latent, heard = latent[: frames.n], heard.first(frames, n)
+            latent = self.vector_estimator(frames, latent, heard, step, steps[:n])
+        return torch.cat([latent, *reversed(done)])
+
+
+class PreparedText(nn.Module):
+    """Characters and voice to the text embedding: (N,) ids to (N, 256)."""
+
+    def __init__(self, encoder: TextEncoder, form: Form) -> None:
+        super().__init__()
+        inner, prompted = encoder.text_encoder, encoder.speech_prompted_text_encoder
+        self.embedding = form.constant(inner.text_embedder.char_embedder.weight)
+        self.convnext = blocks(inner.convnext, form)
+        self.attention = [AttentionLayer(form, *parts) for parts in _layers(inner.attn_encoder)]
+        self.prompts = [Prompt(prompted.attention1, form), Prompt(prompted.attention2, form)]
+        self.norm = Norm(form, prompted.norm.norm)
+
+    def forward(self, text_ids: Tensor, rows: Rows, style_ttl: Tensor) -> Tensor:
+        local = self.embedding.index_select(0, text_ids)
+        for block in self.convnext:
+            local = block(local, rows)
+        x = local
+        for layer in self.attention:
+            x = layer(x, rows)
+        x = x + local
+        once = self.prompts[0](x, rows, style_ttl, plus=x)
+        # Added to x, not to `once`: that is how the published model is.
+        return self.norm(self.prompts[1](once, rows, style_ttl, plus=x))
+
+
+def _layers(encoder: AttentionEncoder) -> list[tuple[Any, ...]]:
+    lists = (encoder.attn_layers, encoder.norm_layers_1, encoder.ffn_layers, encoder.norm_layers_2)
+    return list(zip(*lists, strict=True))
+
+
+class AttentionLayer:
+    def __init__(self, form: Form, attention: Any, norm_1: Any, ffn: Any, norm_2: Any) -> None:
+        self.attention = RelativeSelfAttention(form, attention, WINDOW)
+        self.norm_1, self.norm_2 = Norm(form, norm_1.norm), Norm(form, norm_2.norm)
+        self.up = Dense(form, *scaled(ffn.conv_1), activation="relu")
+        self.down = Dense(form, *scaled(ffn.conv_2))
+
+    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
+        x = self.norm_1(self.attention(x, rows))
+        return self.norm_2(self.down(self.up(x), plus=x))
+
+
+class Prompt:
+    """Characters look at style tokens."""
+
+    def __init__(self, attention: PromptAttention, form: Form) -> None:
+        self.form, self.heads = form, attention.heads
+        self.query = Dense(form, *scaled(attention.W_query.linear, attention.scale))
+        self.value = Dense(form, *scaled(attention.W_value.linear))
+        self.keys = form.constant(attention.tanh())  # (1, heads, n_style, d)
+        self.out = Dense(form, *scaled(attention.out_fc.linear))
+
+    def __call__(self, x: Tensor, rows: Rows, style_ttl: Tensor, plus: Tensor) -> Tensor:
+        q = rows.split_heads(self.query(x), self.heads)
+        v = split_heads(_per_row(self.value(style_ttl), rows), self.heads)
+        k = self.keys.expand(len(rows), -1, -1, -1)
+        return self.out(rows.merge_heads(attend(self.form, q, k, v, None)), plus=plus)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the estimator knows about text and voice; the same at every step."""
+
+    text_k: list[Tensor]  # per group (B, text heads, longest, d), rotated
+    text_v: list[Tensor]
+    style_v: list[Tensor]  # per group (B, style heads, n_style, d)
+    text_keys: Tensor | None
+    angles: tuple[Tensor, Tensor]  # cosine and sine per frame, (N, 1, d / 2)
+
+    def first(self, frames: Rows, n_rows: int) -> "Heard":
+        return Heard(
+            [k[:n_rows] for k in self.text_k],
+            [v[:n_rows] for v in self.text_v],
+            [v[:n_rows] for v in self.style_v],
+            None if self.text_keys is None else self.text_keys[:n_rows],
+            (self.angles[0][: frames.n], self.angles[1][: frames.n]),
+        )
+
+
+class PreparedEstimator(nn.Module):
+    """One denoising step of packed latents, and `listen` before the first."""
+
+    def __init__(self, estimator: VectorEstimator, form: Form) -> None:
+        super().__init__()
+        field = estimator.vector_field
+        main: Any = field.main_blocks
+        texts = [block.attn for block in main if isinstance(block, TextCondition)]
+        styles = [block.attention for block in main if isinstance(block, StyleCondition)]
+        self.form = form
+        self.proj_in = Dense(form, field.proj_in.net.weight[:, :, 0])
+        self.groups = [Group(main[i : i + 6], form) for i in range(0, len(main), 6)]
+        self.last = blocks(field.last_convnext, form)
+        self.proj_out = Dense(form, field.proj_out.net.weight[:, :, 0])
+
+        self.text_heads, self.style_heads = texts[0].heads, styles[0].heads
+        self.theta = form.constant(texts[0].theta.flatten())  # (d / 2,)
+        # All groups' keys and values in one product each.
+        self.text_k = stacked(form, [attention.W_key.linear for attention in texts])
+        self.text_v = stacked(form, [attention.W_value.linear for attention in texts])
+        self.style_v = stacked(form, [attention.W_value.linear for attention in styles])
+
+        self.time_encoder = copy.deepcopy(field.time_encoder).to(form.device)
+        self.on_time = [
+            copy.deepcopy(main[i].linear).to(form.device) for i in range(1, len(main), 6)
+        ]
+        self._times: dict[tuple[int, int], Tensor] = {}
+
+    def listen(self, text_emb: Tensor, characters: Rows, style_ttl: Tensor, frames: Rows) -> Heard:
+        n = len(self.groups)
+        cos, sin = self._angles(characters)
+        # The voice's values are computed per row, not kept per voice: 0.3 ms, a thousandth.
+        return Heard(
+            text_k=[
+                characters.split_heads(rotate(k, cos, sin, self.text_heads), self.text_heads)
+                for k in self.text_k(text_emb).chunk(n, dim=1)
+            ],
+            text_v=[
+                characters.split_heads(v, self.text_heads)
+                for v in self.text_v(text_emb).chunk(n, dim=1)
+            ],
+            style_v=[
+                split_heads(_per_row(v, frames), self.style_heads)
+                for v in self.style_v(style_ttl).chunk(n, dim=1)
+            ],
+            text_keys=characters.keys,
+            angles=self._angles(frames),
+        )
+
+    def forward(
+        self,
+        frames: Rows,
+        latent: Tensor,  # (N, 144)
+        heard: Heard,
+        step: int,  # 0-based
+        steps: list[int],  # per row, how many it takes in all
+    ) -> Tensor:  # (N, 144)
+        x = self.proj_in(latent)
+        times = torch.stack([self._time(step, steps_of_row) for steps_of_row in steps])
+        for number, group in enumerate(self.groups):
+            x = group(x, frames, heard, number, times[:, number])
+        for block in self.last:
+            x = block(x, frames)
+        sizes = torch.tensor([[1 / steps_of_row] for steps_of_row in steps])
+        size = frames.spread(send(sizes, latent.device))
+        return torch.addcmul(latent, self.proj_out(x), size)
+
+    def _time(self, step: int, steps: int) -> Tensor:
+        """(groups, width): what each group adds to every frame at this step of so many."""
+        if (step, steps) not in self._times:
+            time = self.time_encoder(send(torch.tensor([float(step)]), self.form.device) / steps)
+            self._times[step, steps] = torch.cat([linear(time) for linear in self.on_time])
+        return self._times[step, steps]
+
+    def _angles(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        angle = (rows.turn * self.theta)[:, None]
+        return angle.cos(), angle.sin()
+
+
+class Group:
+    """Six blocks: local, time, local, text, local, style."""
+
+    def __init__(self, parts: Any, form: Form) -> None:
+        dilated, _, before_text, on_text, before_style, on_style = parts
+        self.form = form
+        self.dilated, self.before_text = blocks(dilated, form), blocks(before_text, form)
+        self.before_style = blocks(before_style, form)
+
+        text, style = on_text.attn, on_style.attention
+        self.text_heads, self.style_heads = text.heads, style.heads
+        self.text_query = Dense(form, *scaled(text.W_query.linear, text.scale))
+        self.text_out = Dense(form, *scaled(text.out_fc.linear))
+        self.text_norm = Norm(form, on_text.norm.norm)
+        self.style_query = Dense(form, *scaled(style.W_query.linear, style.scale))
+        keys = split_heads(style.W_key(style.key_emb).tanh(), style.heads)
+        self.style_k = form.constant(keys)  # (1, heads, n_style, d), whatever the voice
+        self.style_out = Dense(form, *scaled(style.out_fc.linear))
+        self.style_norm = Norm(form, on_style.norm.norm)
+
+    def __call__(self, x: Tensor, rows: Rows, heard: Heard, number: int, time: Tensor) -> Tensor:
+        for block in self.dilated:
+            x = block(x, rows)
+        x = x + rows.spread(time)
+        for block in self.before_text:
+            x = block(x, rows)
+
+        q = rows.split_heads(
+            rotate(self.text_query(x), *heard.angles, self.text_heads), self.text_heads
+        )
+        k, v = heard.text_k[number], heard.text_v[number]
+        found = rows.merge_heads(attend(self.form, q, k, v, heard.text_keys))
+        x = self.text_norm(self.text_out(found, plus=x))
+
+        for block in self.before_style:
+            x = block(x, rows)
+        q = rows.split_heads(self.style_query(x), self.style_heads)
+        k = self.style_k.expand(len(rows), -1, -1, -1)
+        found = rows.merge_heads(attend(self.form, q, k, heard.style_v[number], None))
+        return self.style_norm(self.style_out(found, plus=x))
+
+
+class PreparedVocoder(nn.Module):
+    """Packed latent (N, 144) to packed waveform (3072 · N,)."""
+
+    def __init__(self, vocoder: Vocoder, form: Form) -> None:
+        super().__init__()
+        decoder: Any = vocoder.decoder
+        self.ldim = vocoder.ldim
+
+        # embed(z / scale · std + mean): an edge that repeats a frame repeats it scaled as well.
+        conv = decoder.embed.net
+        scale = (vocoder.latent_std / vocoder.normalizer.scale).flatten()
+        self.embed = window(form, conv, scale, vocoder.latent_mean.flatten())
+        self.blocks = [
+            ConvNeXtBlock(form, block.dwconv.net, block, is_causal=True)
+            for block in decoder.convnext
+        ]
+        norm = decoder.final_norm.norm
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        slope = float(decoder.head.act.weight)
+        self.layer1 = window(form, decoder.head.layer1.net, scale, shift, slope)
+        self.layer2 = Dense(form, decoder.head.layer2.weight[:, :, 0])
+
+    def forward(self, latent: Tensor, rows: Rows) -> Tensor:
+        # Channel 6c + r of frame l is channel c of base frame 6l + r.
+        base_frames = latent.view(rows.n, self.ldim, -1).mT
+        rows = rows.times(base_frames.shape[1])
+        x = self.embed(base_frames.reshape(rows.n, self.ldim), rows)
+        for block in self.blocks:
+            x = block(x, rows)
+        return self.layer2(self.layer1(x, rows)).flatten()
+
+
+def _per_row(packed: Tensor, rows: Rows) -> Tensor:
+    """(B · n, C) to (B, n, C), where every row has as many."""
+    return packed.view(len(rows), -1, packed.shape[1])
+
+
+def blocks(convnext: Any, form: Form) -> list[ConvNeXtBlock]:
+    return [
+        ConvNeXtBlock(form, block.dwconv, block, is_causal=False) for block in convnext.convnext
+    ]
+
+
+def stacked(form: Form, layers: list[nn.Linear]) -> Dense:
+    """Several linear layers of one input: their outputs side by side."""
+    weights, biases = zip(*[scaled(layer) for layer in layers], strict=True)
+    return Dense(form, torch.cat(weights), torch.cat(biases))
+
+
+def window(
+    form: Form, conv: nn.Conv1d, scale: Tensor, shift: Tensor, slope: float | None = None
+) -> Window:
+    """conv(x · scale + shift), per input channel; with a slope, a PReLU behind it."""
+    assert conv.bias is not None
+    weight = (conv.weight * scale[:, None]).transpose(1, 2).flatten(1)  # (outputs, k · inputs)
+    bias = conv.bias + conv.weight.sum(dim=2) @ shift
+    activation = "none" if slope is None else "leaky_relu"
+    return Window(conv.kernel_size[0], Dense(form, weight, bias, activation, slope or 0.0))
