@@ -82,15 +82,17 @@ return 1
 """
 
 # Count an attempt at a chunk, once per token, so that repeating the call counts nothing; and
-# without bringing a forgotten job back as a fragment.
+# without bringing a forgotten job back as a fragment. Returns which attempt it is. In company only
+# a first attempt is counted: a later one is made alone, and counted then.
 _ATTEMPT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local count, by = 'attempt:' .. ARGV[1], 'attempt_by:' .. ARGV[1]
-if redis.call('HGET', KEYS[1], by) ~= ARGV[2] then
-  redis.call('HSET', KEYS[1], by, ARGV[2])
-  redis.call('HINCRBY', KEYS[1], count, 1)
+local before = tonumber(redis.call('HGET', KEYS[1], count) or 0)
+if redis.call('HGET', KEYS[1], by) == ARGV[2] then return before end
+if before == 0 or ARGV[3] == 'alone' then
+  redis.call('HSET', KEYS[1], by, ARGV[2], count, before + 1)
 end
-return tonumber(redis.call('HGET', KEYS[1], count))
+return before + 1
 """
 
 # Count a chunk whose audio is known from elsewhere. Not for a forgotten job: see above.
@@ -318,13 +320,15 @@ class EventStore:
         """Ask for (job, index) pairs just before they are spoken, and count the attempt.
 
         ``token`` names the attempt: asking twice with the same counts once. For each chunk: the
-        job's state (None if unknown), whether the chunk is published already, and how often it
-        was begun, this time included.
+        job's state (None if unknown), whether the chunk is published already, and which attempt
+        this is. Among several chunks only first attempts are counted; a chunk begun before has
+        to be asked for by itself, because it is to be spoken by itself.
         """
+        company = "alone" if len(chunks) == 1 else "together"
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id, index in chunks:
                 pipe.hmget(_job_key(job_id), "state", f"chunk:{index}")
-                self._attempt(keys=[_job_key(job_id)], args=[index, token], client=pipe)
+                self._attempt(keys=[_job_key(job_id)], args=[index, token, company], client=pipe)
             replies = pipe.execute()
         return [
             (State(_text(state)) if state else None, published is not None, int(attempts))

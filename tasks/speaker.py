@@ -95,30 +95,34 @@ class Speaker:
         """
         taken_at = time.time()
         outcomes = [Outcome.SKIPPED] * len(batch)
-        token = uuid.uuid4().hex
-        together, suspects = self._with_patience(lambda: self._begin(batch, outcomes, token))
+        together, suspects = self._begin(batch, list(range(len(batch))), outcomes)
+        if together:
+            self._speak_rows(batch, together, outcomes, taken_at)
         # A chunk that was begun before and not finished may be the one that killed its worker.
         # It runs by itself, after the others are published.
-        for rows in [together, *([row] for row in suspects)]:
-            if rows:
-                self._speak_rows(batch, rows, outcomes, taken_at)
+        for row in suspects:
+            if len(batch) == 1 or any(self._begin(batch, [row], outcomes)):
+                self._speak_rows(batch, [row], outcomes, taken_at)
         return outcomes
 
     def _begin(
-        self, batch: Sequence[Waiting], outcomes: list[Outcome], token: str
+        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]
     ) -> tuple[list[int], list[int]]:
-        """Rows somebody still waits for, asked at the last moment before the device is used."""
+        """Rows somebody still waits for, asked at the last moment before the device is used:
+        those never begun before, and the others.
+        """
+        token = uuid.uuid4().hex
+        chunks = [(batch[row].chunk.job_id, batch[row].chunk.index) for row in rows]
+        answers = self._with_patience(lambda: self.store.begin(chunks, token))
         together, suspects = [], []
-        chunks = [(item.chunk.job_id, item.chunk.index) for item in batch]
-        answers = self.store.begin(chunks, token)
-        for row, (state, is_published, attempts) in enumerate(answers):
+        for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
             if state is None or state.is_final or is_published:
                 continue
-            if attempts > MAX_ATTEMPTS:
+            if attempt > MAX_ATTEMPTS:
                 chunk = batch[row].chunk
                 self._fail(chunk, f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down")
                 outcomes[row] = Outcome.FAILED
-            elif attempts > 1:
+            elif attempt > 1:
                 suspects.append(row)
             else:
                 together.append(row)
@@ -158,7 +162,7 @@ class Speaker:
                 chunk = batch[rows[0]].chunk
                 logger.exception("chunk %s/%d failed", chunk.job_id, chunk.index)
                 reason = f"chunk {chunk.index}: {type(error).__name__}: {error}"
-                self._with_patience(lambda: self._fail(chunk, reason))
+                self._fail(chunk, reason)
                 outcomes[rows[0]] = Outcome.FAILED
                 return []
             logger.warning("batch of %d failed (%s), trying its halves", len(rows), error)
@@ -176,7 +180,7 @@ class Speaker:
             raise EngineBroken(f"cannot speak anything: {error}") from error
 
     def _fail(self, chunk: Chunk, reason: str) -> None:
-        self.store.end(chunk.job_id, State.FAILED, reason)
+        self._with_patience(lambda: self.store.end(chunk.job_id, State.FAILED, reason))
 
     def _result(
         self, chunk: Chunk, audio: "Audio", batch_size: int, wait_s: float, busy_s: float

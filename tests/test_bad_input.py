@@ -238,8 +238,14 @@ def test_a_bad_last_event_id_is_refused(server: Stack, finished: str, event_id: 
     assert is_echo(error["value"], event_id)
 
 
-def test_an_event_id_beyond_the_end_gets_the_end_only(server: Stack, finished: str) -> None:
+def test_an_event_id_beyond_the_end_is_told_not_to_come_back(server: Stack, finished: str) -> None:
     answer = server.get(f"/jobs/{finished}/events", headers={"Last-Event-ID": "999999"})
+    assert (answer.status_code, answer.text) == (204, "")
+
+
+def test_who_has_heard_everything_but_the_end_gets_the_end(server: Stack, finished: str) -> None:
+    chunks = server.get(f"/jobs/{finished}").json()["chunks_total"]
+    answer = server.get(f"/jobs/{finished}/events", headers={"Last-Event-ID": str(chunks)})
     assert answer.status_code == 200
     assert answer.text.count("event: ") == answer.text.count("event: done") == 1
 

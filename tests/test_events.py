@@ -194,16 +194,19 @@ def assert_all_expire(client: "redis.Redis") -> None:
 
 def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) -> None:
     create(store, count=2)
-    assert store.begin([("job", 0), ("job", 1)], "a") == [(State.QUEUED, False, 1)] * 2
-    assert store.begin([("job", 0), ("job", 1)], "a") == [(State.QUEUED, False, 1)] * 2
+    both = [("job", 0), ("job", 1)]
+    assert store.begin(both, "a") == [(State.QUEUED, False, 1)] * 2
+    assert store.begin(both, "a") == [(State.QUEUED, False, 1)] * 2, "the same attempt"
     store.publish([result(index=0)])
-    assert store.begin([("job", 0), ("job", 1), ("gone", 0)], "b") == [
-        (State.RUNNING, True, 2),
-        (State.RUNNING, False, 2),
-        (None, False, 0),
-    ]
+    for token in ("b", "c"):
+        assert store.begin([*both, ("gone", 0)], token) == [
+            (State.RUNNING, True, 2),
+            (State.RUNNING, False, 2),
+            (None, False, 0),
+        ], "a second attempt counts only alone"
+    assert store.begin([("job", 1)], "d") == [(State.RUNNING, False, 2)]
     store.end("job", State.CANCELLED)
-    assert store.begin([("job", 1)], "c") == [(State.CANCELLED, False, 3)]
+    assert store.begin([("job", 1)], "e") == [(State.CANCELLED, False, 3)]
 
 
 def test_a_lost_chunk_is_taken_back_once_and_can_be_published_again(store: EventStore) -> None:
