@@ -47,6 +47,8 @@ CHARS_AT_SPEED_1 = 700
 MAX_CHUNKS = 2000
 # New work is refused when Redis is this full; what is under way needs the rest.
 MEMORY_SHARE = 0.8
+# Delivered audio nobody can ask for again: at 300 chunks/s a minute of it would fill gigabytes.
+DELIVERED_ONCE_S = 2
 # Without news a stream looks by itself this often; the bell normally wakes it.
 LOOK_S = 1.0
 
@@ -270,12 +272,13 @@ class Speech:
         for start in range(0, len(job_ids), 50):
             yield from filter(None, self.store.jobs(job_ids[start : start + 50]))
 
-    def let_go(self, job: Job, indexes: Iterable[int]) -> None:
-        """Delivered audio is kept only long enough for a client to come back for it."""
+    def let_go(self, job: Job, indexes: Iterable[int], may_return: bool = False) -> None:
+        """Delivered audio is kept only where, and as long as, a client may come back for it."""
         if job.kind is Kind.LONG:
             return
+        grace_s = self.settings.delivered_ttl_s if may_return else DELIVERED_ONCE_S
         try:
-            self.store.let_go(job.job_id, indexes, self.settings.delivered_ttl_s)
+            self.store.let_go(job.job_id, indexes, grace_s)
         except redis.RedisError as error:
             # Nobody's loss: it has a time to live anyway.
             logger.warning("could not shorten the life of delivered audio: %s", error)

@@ -46,7 +46,7 @@ def sse_response(
     cancel_on_hangup: bool = False,
 ) -> Response:
     """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning."""
-    events = _events(speech, job, pieces, after, with_audio)
+    events = _events(speech, job, pieces, after, with_audio, not cancel_on_hangup)
     if cancel_on_hangup:
         events = _cancelling(speech, job, events)
     response = Response(events, content_type="text/event-stream; charset=utf-8")
@@ -58,7 +58,12 @@ def sse_response(
 
 
 def _events(
-    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool
+    speech: Speech,
+    job: Job,
+    pieces: list[Piece],
+    after: int,
+    with_audio: bool,
+    may_return: bool,
 ) -> Iterator[bytes]:
     if after < -1:
         yield _sse("accepted", accepted(job), 0)
@@ -69,7 +74,7 @@ def _events(
                 samples += item.n_samples
                 yield _chunk_event(job, item)
                 if with_audio:
-                    speech.let_go(job, [item.index])
+                    speech.let_go(job, [item.index], may_return)
                 beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
             case Gap():
                 detail = "The audio of this chunk is no longer kept."

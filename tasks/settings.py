@@ -49,7 +49,7 @@ class Settings:
     api_keys: str = _setting("", "comma-separated keys; when set, requests need one")
     admin_key: str = _setting("", "key for /config/batch; without it only 127.0.0.1 may change it")
     stream_ttl_s: int = _setting(600, "how long a finished stream's events stay in Redis", 5)
-    delivered_ttl_s: int = _setting(60, "how long delivered audio stays in Redis for a resume", 1)
+    delivered_ttl_s: int = _setting(60, "how long delivered audio of a resumable stream is kept", 1)
     job_ttl_s: int = _setting(7 * 86400, "how long a long job and its file are kept", 60)
     job_window: int = _setting(32, "chunks of one long job in the queue at a time", 1)
     stall_s: float = _setting(20.0, "silence after which chunks are sent again", 1)
