@@ -14,7 +14,7 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     stack.env |= {"FLOWER_UNAUTHENTICATED_API": "true"}
     stack.start_redis()
     stack.start_web()
-    stack.start_worker()
+    stack.start_worker(app="tests.faulty_worker")
     stack.start("flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}")
     stack.wait_ready()
     # Flower switches task events on when it starts; until that is heard, nothing is recorded.
@@ -29,10 +29,14 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     # Of a task that was received before Flower listened, it knows no name.
     assert {task["name"] for task in tasks} - {None} == {"tasks.synthesize_chunk"}
 
-    def succeeded() -> dict | None:
-        tasks = requests.get(f"{address}/api/tasks?state=SUCCESS").json().values()
+    assert stack.post("/synthesize", {"text": "This is poison."}).status_code == 500
+
+    def whole(state: str) -> dict | None:
+        tasks = requests.get(f"{address}/api/tasks?state={state}").json().values()
         return next((task for task in tasks if task["received"] and task["started"]), None)
 
-    task = wait_for(succeeded, 20, "a task that succeeded")
-    assert task["received"] <= task["started"] <= task["succeeded"]
-    assert task["worker"] == "worker@test"
+    spoken = wait_for(lambda: whole("SUCCESS"), 20, "a task that succeeded")
+    assert spoken["received"] <= spoken["started"] <= spoken["succeeded"]
+    assert spoken["worker"] == "worker@test"
+    failed = wait_for(lambda: whole("FAILURE"), 20, "a task that failed")
+    assert failed["received"] <= failed["started"] <= failed["failed"]
