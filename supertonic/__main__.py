@@ -41,7 +41,9 @@ def run_download(arguments: argparse.Namespace) -> int:
     except hub.HubUnreachable as error:
         if not arguments.if_missing:
             raise
-        print(f"note: using the built-in voice, Supertonic 2 was not downloaded: {error}")
+        # The whole error says how to install by hand; who only wants to start needs the reason.
+        reason = str(error).split(";")[0]
+        print(f"note: using the built-in voice: {reason}. `make model` tries again.")
         return 0
     print(
         f"{arguments.model_dir}: fetched {len(report.fetched)} files, {len(report.kept)} were "
