@@ -323,10 +323,13 @@ class Speech:
                             ready[event.index] = event
                     while next_index in ready:
                         item = self._item(job, pieces, ready[next_index], with_audio)
-                        if isinstance(item, Gap) and ending is None:
+                        if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
                             # Said, but lost before we had it: the same samples can be made again.
+                            # The files worker does that for long jobs; what it has on disk and
+                            # this process cannot see must not be taken for lost.
                             del ready[next_index]
-                            self._speak_again(job, pieces, next_index)
+                            self.store.forget_chunk(job.job_id, next_index)
+                            self._send(job, pieces, [next_index])
                             break
                         yield item
                         del ready[next_index]
@@ -349,11 +352,6 @@ class Speech:
                     return
                 elif not ring.wait(LOOK_S):
                     yield Quiet()
-
-    def _speak_again(self, job: Job, pieces: list[Piece], index: int) -> None:
-        self.store.forget_chunk(job.job_id, index)
-        if job.kind is not Kind.LONG:
-            self._send(job, pieces, [index])
 
     def _item(self, job: Job, pieces: list[Piece], event: Event, with_audio: bool) -> Spoken | Gap:
         piece = pieces[event.index]

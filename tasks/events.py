@@ -349,13 +349,10 @@ class EventStore:
         )
         return [_event(_text(entry_id), entry) for entry_id, entry in reply]
 
-    def queues_are_empty(self, *queues: str) -> bool:
-        """Whether nothing waits in these queues (all chunk queues by default) or in a worker."""
-        with self.redis.pipeline(transaction=False) as pipe:
-            for queue in queues or ("high", "normal", "low"):
-                pipe.llen(queue)
-            pipe.hlen("unacked")
-            return not any(pipe.execute())
+    def queues_are_empty(self) -> bool:
+        """Whether no chunk waits in a queue or in a worker."""
+        lengths = self.queue_lengths()
+        return not any(length for name, length in lengths.items() if name != "files")
 
     def queue_lengths(self) -> dict[str, int]:
         names = ("high", "normal", "low", "files")

@@ -20,7 +20,7 @@ from celery.utils.log import get_logger
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from tasks.celery import ADVANCE, send_advance, send_chunks
+from tasks.celery import ADVANCE, send_chunks
 from tasks.events import PREFIX, EventStore, connect
 from tasks.jobfiles import JobFiles
 from tasks.messages import Job, Piece, State
@@ -246,6 +246,3 @@ def _set_up_logging(**kwargs: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-
-
-__all__ = ["advance_job", "app", "send_advance"]
