@@ -24,12 +24,18 @@ def read_events(response: requests.Response) -> Iterator[Received]:
     buffer = b""
     # None: whatever has arrived. A number would wait for that many bytes, or read one by one.
     for data in response.iter_content(None):
-        *blocks, buffer = (buffer + data).split(b"\n\n")
-        for block in blocks:
-            lines = [line for line in block.decode().split("\n") if not line.startswith(":")]
-            fields = dict(line.split(": ", 1) for line in lines)
-            if fields:
-                yield Received(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+        whole, end, rest = (buffer + data).rpartition(b"\n\n")
+        buffer = rest
+        yield from parse_events(whole + end)
+
+
+def parse_events(data: bytes) -> Iterator[Received]:
+    """Events that are whole in ``data``; what follows the last of them is left out."""
+    for block in data.split(b"\n\n")[:-1]:
+        lines = [line for line in block.decode().split("\n") if not line.startswith(":")]
+        fields = dict(line.split(": ", 1) for line in lines)
+        if fields:
+            yield Received(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
 
 
 def samples_of(wav: bytes) -> np.ndarray:

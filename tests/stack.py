@@ -74,12 +74,12 @@ class Stack:
 
     # -- processes -------------------------------------------------------------------------
 
-    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("ab")
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=self.env,
+            env=self.env | env,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -101,9 +101,10 @@ class Stack:
     def start_files(self) -> None:
         self.start("files", *_celery("tasks.files"), "-n", "files@test", "--without-gossip")
 
-    def start_web(self) -> None:
+    def start_web(self, name: str = "web", port: int = 0) -> None:
         python = (sys.executable, "-m", "gunicorn")
-        self.start("web", *python, "-c", "app/gunicorn.py", "app:create_app()")
+        env = {"SUPERTONIC_PORT": str(port or self.port)}
+        self.start(name, *python, "-c", "app/gunicorn.py", "app:create_app()", **env)
 
     def start_all(self) -> "Stack":
         self.start_redis()
@@ -137,7 +138,7 @@ class Stack:
         self.session.close()
         if hasattr(self, "_redis"):
             self._redis.close()
-        for name in ("web", "files", "worker", "worker2", "flower", "redis"):
+        for name in ("web", "web2", "files", "worker", "worker2", "flower", "redis"):
             if name not in self.processes:
                 continue
             process = self.processes.pop(name)
