@@ -1,7 +1,8 @@
 """The web side: takes text, gives sound. It never loads torch; the workers do the speaking.
 
-Read it in this order: ``api`` (routes), ``jobs`` (request → job → chunks → audio), ``stream``
-(Server-Sent Events and WebSocket), ``errors`` (what clients are told when it goes wrong).
+Read it in this order: ``api`` (routes), ``jobs`` (request → job → chunks), ``follow`` (job → audio
+in order), ``stream`` (Server-Sent Events and WebSocket), ``errors`` (what clients are told when it
+goes wrong).
 """
 
 import logging

@@ -12,7 +12,8 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
 from app.errors import Problem, field_problem, no_worker
-from app.jobs import Ended, Gap, Speech, Spoken
+from app.follow import Ended, Gap, Spoken, follow, let_go
+from app.jobs import Speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.schemas import (
     PAUSE_S,
@@ -97,7 +98,7 @@ def _wait_for_long(body: LongBody) -> AnyResponse:
     facts = []
     peer = request.environ.get("gunicorn.socket")
     with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
-        for item in service.follow(job, pieces, with_audio=False):
+        for item in follow(service, job, pieces, with_audio=False):
             if isinstance(item, Spoken):
                 facts.append(item.facts)
             elif isinstance(item, Ended):
@@ -115,11 +116,11 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     service = speech()
     peer = request.environ.get("gunicorn.socket")
     with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
-        for item in service.follow(job, pieces):
+        for item in follow(service, job, pieces):
             match item:
                 case Spoken(pcm=bytes(pcm)):
                     parts.append(pcm)
-                    service.let_go(job, [item.index])
+                    let_go(service, job, [item.index])
                     facts.append(item.facts)
                 case Gap():
                     raise failure(job, f"the audio of chunk {item.index} was lost")

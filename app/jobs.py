@@ -1,20 +1,15 @@
-"""From a checked request to a job, and from a job to its audio in order.
-
-``Speech.submit`` splits the text, stores the job and queues its chunks. ``Speech.follow`` yields
-the chunks in order as they appear, from any web process and from any starting point, because
-everything it needs is in Redis (or, for long jobs, on disk).
+"""From a checked request to a job: ``Speech.submit`` splits the text, stores the job and queues
+its chunks. How its audio comes back is in ``app/follow.py``.
 """
 
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 import redis
-from kombu.exceptions import OperationalError
 
 from app.bell import Bell
 from app.errors import Problem, field_problem, no_worker
@@ -22,7 +17,7 @@ from app.schemas import LongBody, SpeechBody
 from supertonic.errors import EmptyText
 from supertonic.text import Break, estimate_seconds, split_text, unknown_characters
 from tasks.celery import send_advance, send_chunks
-from tasks.events import Event, EventStore
+from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
 from tasks.sending import make_chunks
@@ -47,41 +42,6 @@ CHARS_AT_SPEED_1 = 700
 MAX_CHUNKS = 2000
 # New work is refused when Redis is this full; what is under way needs the rest.
 MEMORY_SHARE = 0.8
-# Delivered audio nobody can ask for again: at 300 chunks/s a minute of it would fill gigabytes.
-DELIVERED_ONCE_S = 2
-# Without news a stream looks by itself this often; the bell normally wakes it.
-LOOK_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """Chunk ``index`` with its pause: ``pcm`` is s16le mono, None where it was not asked for."""
-
-    index: int
-    text: str
-    pcm: bytes | None
-    n_samples: int
-    facts: dict[str, float | int]
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Chunk ``index`` was spoken, but its audio is no longer kept."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """Nothing happened for a moment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last item of every following: how the job ended."""
-
-    state: State
-    error: str = ""
 
 
 class Speech:
@@ -245,7 +205,7 @@ class Speech:
                 send_advance(job.job_id)
             else:
                 self.store.create(job, pieces, self.settings.stream_ttl_s)
-                self._send(job, pieces, range(job.count))
+                self.send(job, pieces, range(job.count))
         except Exception:
             # The client hears that it was refused, so it must not run behind its back.
             self.files.delete(job.job_id)
@@ -254,7 +214,8 @@ class Speech:
                 self.store.forget_job(job.job_id)
             raise
 
-    def _send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
+    def send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
+        """Queue these chunks of a job, for the first time or once more."""
         send_chunks(make_chunks(job, pieces, indexes), float(self.settings.stream_ttl_s))
 
     # -- looking up and cancelling ---------------------------------------------------------
@@ -272,17 +233,6 @@ class Speech:
         for start in range(0, len(job_ids), 50):
             yield from filter(None, self.store.jobs(job_ids[start : start + 50]))
 
-    def let_go(self, job: Job, indexes: Iterable[int], may_return: bool = False) -> None:
-        """Delivered audio is kept only where, and as long as, a client may come back for it."""
-        if job.kind is Kind.LONG:
-            return
-        grace_s = self.settings.delivered_ttl_s if may_return else DELIVERED_ONCE_S
-        try:
-            self.store.let_go(job.job_id, indexes, grace_s)
-        except redis.RedisError as error:
-            # Nobody's loss: it has a time to live anyway.
-            logger.warning("could not shorten the life of delivered audio: %s", error)
-
     def cancel(self, job: Job) -> None:
         """None of the job's chunks enters a batch from now on."""
         self.store.end(job.job_id, State.CANCELLED)
@@ -294,161 +244,6 @@ class Speech:
         self.store.drop_audio(job.job_id, range(job.count))
         self.files.delete(job.job_id)
         self.store.forget_job(job.job_id)
-
-    # -- following -------------------------------------------------------------------------
-
-    def follow(
-        self, job: Job, pieces: list[Piece], after: int = -1, with_audio: bool = True
-    ) -> Iterator[Spoken | Gap | Quiet | Ended]:
-        """Chunks after index ``after``, in order, each once; then ``Ended``.
-
-        ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
-        show a sign of life. Redis being away for a while is waited out.
-        """
-        ready: dict[int, Event] = {}
-        ending: Event | None = None
-        next_index, cursor = after + 1, "0"
-        care = _Care(self, job, pieces)
-        with self.bell.listen(job.job_id) as ring:
-            while True:
-                ring.clear()
-                news: list[Event] = []
-                try:
-                    news = self.store.events(job.job_id, cursor)
-                    for event in news:
-                        cursor = event.entry_id
-                        if event.type != "audio":
-                            ending = event
-                        elif event.index >= next_index:
-                            ready[event.index] = event
-                    while next_index in ready:
-                        item = self._item(job, pieces, ready[next_index], with_audio)
-                        if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
-                            # Said, but lost before we had it: the same samples can be made again.
-                            # The files worker does that for long jobs; what it has on disk and
-                            # this process cannot see must not be taken for lost.
-                            del ready[next_index]
-                            self.store.forget_chunk(job.job_id, next_index)
-                            self._send(job, pieces, [next_index])
-                            break
-                        yield item
-                        del ready[next_index]
-                        next_index += 1
-                        care.renew(next_index)
-                    if not news and care.look_after(next_index):
-                        # A Redis that lost everything numbers its entries anew.
-                        cursor = "0"
-                    care.renew(next_index)
-                except (redis.RedisError, OperationalError) as error:
-                    care.redis_was_away(error)
-                # A failed or cancelled job may have later chunks, but never the next one.
-                if ending is not None and next_index not in ready:
-                    yield Ended(State(ending.type), ending.error)
-                    return
-                if news:
-                    care.heard()
-                elif care.gave_up:
-                    yield Ended(State.FAILED, care.gave_up)
-                    return
-                elif not ring.wait(LOOK_S):
-                    yield Quiet()
-
-    def _item(self, job: Job, pieces: list[Piece], event: Event, with_audio: bool) -> Spoken | Gap:
-        piece = pieces[event.index]
-        pause_samples = round(piece.pause_s * job.sample_rate)
-        pcm = None
-        if with_audio:
-            speech = self.chunk_audio(job, pieces, event.index, event.n_samples)
-            if speech is None:
-                return Gap(event.index)
-            pcm = speech + bytes(2 * pause_samples)
-        facts = event.facts or {}
-        return Spoken(event.index, piece.text, pcm, event.n_samples + pause_samples, facts)
-
-    def chunk_audio(
-        self, job: Job, pieces: list[Piece], index: int, n_samples: int
-    ) -> bytes | None:
-        """Samples of one chunk without its pause, wherever they are kept now."""
-        pcm = self.store.audio(job.job_id, index)
-        if pcm is not None or job.kind is not Kind.LONG:
-            return pcm
-        pcm = self.files.read_chunk(job.job_id, index)
-        if pcm is not None:
-            return pcm
-        published = self.store.published(job.job_id, range(index))
-        if any(count is None for count in published):
-            return None
-        pauses = sum(round(piece.pause_s * job.sample_rate) for piece in pieces[:index])
-        start = sum(count or 0 for count in published) + pauses
-        return self.files.read_samples(job.job_id, start, n_samples)
-
-
-class _Care:
-    """What a follower does while it hears nothing: finds out why, and repairs it if it can."""
-
-    def __init__(self, speech: Speech, job: Job, pieces: list[Piece]) -> None:
-        self.speech = speech
-        self.job = job
-        self.pieces = pieces
-        self.gave_up = ""
-        self._heard_at = self._worker_at = time.monotonic()
-        self._looked_at = self._renewed_at = self._heard_at
-        self._away_since: float | None = None
-
-    def heard(self) -> None:
-        self._heard_at = self._worker_at = time.monotonic()
-
-    def redis_was_away(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._away_since = self._away_since or now
-        if now - self._away_since > self.speech.settings.patience_s:
-            self.gave_up = f"Redis could not be reached: {error}"
-
-    def renew(self, next_index: int) -> None:
-        """A slow listener, who plays while receiving, must not find the end expired."""
-        now, ttl_s = time.monotonic(), self.speech.settings.stream_ttl_s
-        if self.job.kind is not Kind.LONG and now - self._renewed_at > ttl_s / 4:
-            self._renewed_at = now
-            self.speech.store.renew(self.job.job_id, range(next_index, self.job.count), ttl_s)
-
-    def look_after(self, next_index: int) -> bool:
-        """Called when the stream holds nothing new. True if the job had to be made again."""
-        self._away_since = None
-        now = time.monotonic()
-        if now - self._looked_at < LOOK_S:
-            return False
-        self._looked_at = now
-        settings, store = self.speech.settings, self.speech.store
-        if self.speech.workers():
-            self._worker_at = now
-        elif now - self._worker_at > settings.patience_s:
-            self.gave_up = f"no speech worker was running for {settings.patience_s:g} s"
-            store.end(self.job.job_id, State.FAILED, self.gave_up)
-            return False
-        is_gone = store.job(self.job.job_id) is None
-        if self.job.kind is Kind.LONG:
-            # The files worker looks after long jobs, as long as they are on disk.
-            if is_gone and self.speech.files.load(self.job.job_id) is None:
-                self.gave_up = "the job was deleted"
-        elif is_gone:
-            logger.warning("job %s was gone from Redis, sent again", self.job.job_id)
-            if store.create(self.job, self.pieces, settings.stream_ttl_s):
-                for index in range(next_index):
-                    store.mark_published(self.job.job_id, index, 0)
-                self._send_again(next_index)
-            return True
-        elif now - self._heard_at > settings.stall_s * (1 if store.queues_are_empty() else 10):
-            self._send_again(next_index)
-        return False
-
-    def _send_again(self, next_index: int) -> None:
-        indexes = list(range(next_index, self.job.count))
-        published = self.speech.store.published(self.job.job_id, indexes)
-        missing = [i for i, n in zip(indexes, published, strict=True) if n is None]
-        if missing:
-            logger.warning("job %s: chunks %s seem lost, sent again", self.job.job_id, missing)
-            self.speech._send(self.job, self.pieces, missing)
-        self._heard_at = time.monotonic()
 
 
 def _warnings(text: str) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from simple_websocket import ConnectionClosed, Server
 
 from app.access import owner_of
 from app.errors import Problem, field_problem, redis_away
-from app.jobs import Ended, Gap, Quiet, Speech, Spoken
+from app.follow import Ended, Gap, Quiet, Spoken, follow, let_go
+from app.jobs import Speech
 from app.schemas import SpeechBody, parse_json, validate
 from supertonic.audio import wav_bytes
 from tasks.messages import Job, Kind, Piece, State
@@ -68,13 +69,13 @@ def _events(
     if after < -1:
         yield _sse("accepted", accepted(job), 0)
     samples, beat_at, beat_s = 0, time.monotonic(), HEARTBEAT_FIRST_S
-    for item in speech.follow(job, pieces, max(after, -1), with_audio):
+    for item in follow(speech, job, pieces, max(after, -1), with_audio):
         match item:
             case Spoken():
                 samples += item.n_samples
                 yield _chunk_event(job, item)
                 if with_audio:
-                    speech.let_go(job, [item.index], may_return)
+                    let_go(speech, job, [item.index], may_return)
                 beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
             case Gap():
                 detail = "The audio of this chunk is no longer kept."
@@ -271,7 +272,7 @@ class _Conversation:
             self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job))
         sent = 0
-        for item in self.speech.follow(job, pieces):
+        for item in follow(self.speech, job, pieces):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
                 self.speech.cancel(job)
@@ -281,7 +282,7 @@ class _Conversation:
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | _chunk_head(job, item), item.pcm)
                 sent += item.n_samples
-                self.speech.let_go(job, [item.index])
+                let_go(self.speech, job, [item.index])
             elif isinstance(item, Ended):
                 self._end(job, item, sent)
 
