@@ -1,8 +1,8 @@
 """The web side: takes text, gives sound. It never loads torch; the workers do the speaking.
 
-Read it in this order: ``api`` (routes), ``jobs`` (request → job → chunks), ``follow`` (job → audio
-in order), ``stream`` (Server-Sent Events and WebSocket), ``errors`` (what clients are told when it
-goes wrong).
+Read it in this order: ``api`` and ``job_routes`` (routes), ``jobs`` (request → job → chunks),
+``follow`` (job → audio in order), ``stream`` (Server-Sent Events and WebSocket), ``errors`` (what
+clients are told when it goes wrong).
 """
 
 import logging
@@ -15,6 +15,7 @@ from app import api, errors, stream
 from app.access import check_access
 from app.bell import Bell
 from app.hangup import HangupWatch
+from app.job_routes import job_routes
 from app.jobs import Speech
 from app.pages import pages
 from tasks.events import EventStore, connect
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.register(app)
     app.before_request(check_access)
     app.register_blueprint(api.api)
+    app.register_blueprint(job_routes)
     app.register_blueprint(pages)
     stream.sock.init_app(app)
     return app
