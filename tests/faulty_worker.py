@@ -1,12 +1,16 @@
 """A speech worker that breaks on purpose: ``celery -A tests.faulty_worker worker``.
 
-It is the real worker with the real built-in voice. Text with "poison" makes the engine raise,
-text with "murder" kills the whole process, as a crash inside a driver would.
+It is the real worker with the real built-in voice. Text with "poison" makes the engine raise, text
+with "murder" kills the whole process, as a crash inside a driver or the system's own killer would,
+and text with "glutton" asks for more memory than the process may have.
 """
 
 import os
+import resource
 import signal
 from collections.abc import Sequence
+
+import numpy as np
 
 import tasks.worker
 from supertonic.engine import Audio, Engine, Utterance
@@ -14,8 +18,11 @@ from tasks.celery import app
 
 __all__ = ["app"]
 
+LIMIT_BYTES = 1 << 36
+
 
 def load_faulty() -> Engine:
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
     engine = tasks.worker.load_engine()
     speak = engine.synthesize
 
@@ -24,6 +31,8 @@ def load_faulty() -> Engine:
             os.kill(os.getpid(), signal.SIGKILL)
         if any("poison" in utterance.text for utterance in utterances):
             raise RuntimeError("poisoned")
+        if any("glutton" in utterance.text for utterance in utterances):
+            np.ones(LIMIT_BYTES, np.uint8)
         return speak(utterances)
 
     engine.synthesize = synthesize

@@ -1,0 +1,128 @@
+"""What every stream depends on goes away for a while and comes back: the web, Redis, memory."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.sse import Received, joined, read_events, samples_of
+from tests.stack import Stack, wait_for
+from tests.test_crash import TEXT, Listener, check_whole, start_slow
+
+KEEPS_EVERYTHING = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+@contextmanager
+def held(stack: Stack, name: str) -> Iterator[None]:
+    """A process that neither works nor ends, as on a machine that swaps or a host that is moved."""
+    pid = stack.processes[name].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def read_until(stack: Stack, body: dict, n_chunks: int) -> list[Received]:
+    events: list[Received] = []
+    with stack.stream(body) as response:
+        for event in read_events(response):
+            events.append(event)
+            if len(events) == 1 + n_chunks:
+                break
+    return events
+
+
+def test_a_killed_web_costs_a_resumable_stream_nothing(stack: Stack) -> None:
+    stack.start_all()
+    body = {"text": TEXT * 2, "seed": 5, "resumable": True}
+    events = read_until(stack, body, 2)
+    job_id = events[0].data["job_id"]
+    stack.kill("web")
+    stack.start_web()
+    stack.wait_ready()
+    headers = {"Last-Event-ID": events[-1].id}
+    with stack.get(f"/jobs/{job_id}/events", headers=headers, stream=True) as response:
+        events += read_events(response)
+    assert [event.event for event in events].count("done") == 1
+    whole = stack.post("/synthesize", {"text": TEXT * 2, "seed": 5, "output_format": "wav"})
+    difference = joined(events).astype(int) - samples_of(whole.content)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_redis_that_hangs_for_ten_seconds_delays_and_nothing_else(stack: Stack) -> None:
+    start_slow(stack)
+    listener = Listener(stack, {"text": TEXT})
+    listener.start()
+    wait_for(lambda: len(listener.chunks) >= 2)
+    with held(stack, "redis"):
+        answer = stack.post("/synthesize", {"text": "Hello."})
+        assert answer.status_code == 503 and "Retry-After" in answer.headers
+        threading.Event().wait(10)
+    check_whole(listener)
+    assert stack.post("/synthesize", {"text": "Hello."}).status_code == 200
+
+
+def test_a_redis_that_keeps_its_log_goes_on_where_it_was_killed(stack: Stack) -> None:
+    stack.env |= {"NULL_BATCH_MS": "200", "NULL_BYTES": "30000"}
+    stack.start_redis(*KEEPS_EVERYTHING)
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    stack.post("/config/batch", {"max_batch_size": 2})
+    listener = Listener(stack, {"text": TEXT})
+    listener.start()
+    wait_for(lambda: len(listener.chunks) >= 3)
+    stack.kill("redis")
+    stack.start_redis(*KEEPS_EVERYTHING)
+    stack.wait_ready()
+    check_whole(listener)
+
+
+def test_everything_killed_at_once_is_one_stream_resumed(stack: Stack) -> None:
+    """With a Redis that keeps its log, even an interactive stream survives a power cut."""
+    stack.start_redis(*KEEPS_EVERYTHING)
+    stack.start_web()
+    stack.start_worker()
+    stack.wait_ready()
+    body = {"text": TEXT * 2, "seed": 6, "resumable": True}
+    events = read_until(stack, body, 1)
+    for name in ("web", "worker", "redis"):
+        stack.kill(name)
+    stack.start_redis(*KEEPS_EVERYTHING)
+    stack.start_worker()
+    stack.start_web()
+    stack.wait_ready()
+    path = f"/jobs/{events[0].data['job_id']}/events"
+    with stack.get(path, headers={"Last-Event-ID": events[-1].id}, stream=True) as response:
+        events += read_events(response)
+    indexes = [event.data["index"] for event in events if event.event == "chunk"]
+    assert indexes == list(range(events[0].data["total"]))
+    assert events[-1].event == "done"
+
+
+@pytest.mark.parametrize("company", [0, 6])
+def test_a_chunk_that_needs_more_memory_than_there_is_fails_alone(
+    stack: Stack, company: int
+) -> None:
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="tests.faulty_worker")
+    stack.wait_ready()
+    listeners = [
+        Listener(stack, {"text": "A glutton."}),
+        *(Listener(stack, {"text": f"Neighbour number {n}."}) for n in range(company)),
+    ]
+    for listener in listeners:
+        listener.start()
+    for listener in listeners:
+        listener.join(60)
+    glutton, *neighbours = listeners
+    assert glutton.events[-1].event == "error"
+    assert "MemoryError" in glutton.events[-1].data["detail"]
+    assert [neighbour.events[-1].event for neighbour in neighbours] == ["done"] * company
+    assert stack.processes["worker"].poll() is None, "the worker lives"
