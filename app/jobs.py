@@ -1,5 +1,5 @@
-"""From a checked request to a job: ``Speech.submit`` splits the text, stores the job and queues
-its chunks. How its audio comes back is in ``app/follow.py``.
+"""From a checked request to a job: ``Speech.submit`` stores the job and queues its chunks. How the
+text becomes chunks is in ``app/submit.py``, how its audio comes back in ``app/follow.py``.
 """
 
 import logging
@@ -12,10 +12,9 @@ from contextlib import suppress
 import redis
 
 from app.bell import Bell
-from app.errors import Problem, field_problem, no_worker
-from app.schemas import LongBody, SpeechBody
-from supertonic.errors import EmptyText
-from supertonic.text import Break, estimate_seconds, split_text, unknown_characters
+from app.errors import Problem, no_worker
+from app.schemas import SpeechBody
+from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks
 from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
@@ -26,20 +25,6 @@ from tasks.workers import WorkerRecord, WorkerRecords
 
 logger = logging.getLogger(__name__)
 
-# Silence between chunks, as a share of the request's pause: a full one after a sentence, half of
-# it after a clause, and none where a sentence had to be cut between words.
-PAUSE_SHARE = {
-    Break.PARAGRAPH: 1.0,
-    Break.SENTENCE: 1.0,
-    Break.CLAUSE: 0.5,
-    Break.WORD: 0.0,
-    Break.END: 0.0,
-}
-# The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
-# character, so at speed 1 a chunk may have 700 characters.
-CHARS_AT_SPEED_1 = 700
-# One request's chunks are queued all at once, so their number is bounded.
-MAX_CHUNKS = 2000
 # New work is refused when Redis is this full; what is under way needs the rest.
 MEMORY_SHARE = 0.8
 
@@ -112,9 +97,9 @@ class Speech:
         if not workers:
             raise no_worker()
         self._check_room()
-        self._check(body, workers)
-        pieces = self._split(body)
-        self._check_length(body, pieces)
+        check(body, workers, self.settings)
+        pieces = split(body, self.settings)
+        check_length(body, pieces, self.settings)
         request = SpeechRequest(
             text=body.text,
             voice=body.voice,
@@ -138,63 +123,11 @@ class Speech:
             started_at=None,
             finished_at=None,
             error=None,
-            warnings=_warnings(body.text),
+            warnings=warnings(body.text),
             owner=owner,
         )
         self._start(job, pieces)
         return job, pieces
-
-    def _check(self, body: SpeechBody, workers: list[WorkerRecord]) -> None:
-        limit = self.settings.max_text_chars
-        if len(body.text) > limit:
-            detail = f"has {len(body.text)} characters; at most {limit} are allowed"
-            raise field_problem("text", body.text, detail)
-        if any("\ud800" <= char <= "\udfff" for char in body.text):
-            raise field_problem("text", body.text, "holds half of a surrogate pair; send UTF-8")
-        # Any worker may get any chunk, so only what all of them can do is offered.
-        voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
-        if body.voice not in voices:
-            raise field_problem("voice", body.voice, f"must be one of {', '.join(voices)}")
-        languages = sorted(set.intersection(*(set(worker.languages) for worker in workers)))
-        if body.language not in languages:
-            raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")
-
-    def _split(self, body: SpeechBody) -> list[Piece]:
-        longest = int(CHARS_AT_SPEED_1 * body.speed)
-        try:
-            if isinstance(body, LongBody):
-                target = min(body.target_chunk_chars, longest)
-                chunks = split_text(
-                    body.text,
-                    body.language,
-                    first_chars=target,
-                    target_chars=target,
-                    max_chars=min(max(body.max_chunk_chars, target), longest),
-                )
-            else:
-                first = self.settings.first_chunk_chars
-                if body.language == "ko":
-                    first = max(20, first * 2 // 5)
-                chunks = split_text(body.text, body.language, first_chars=first)
-        except EmptyText as error:
-            raise field_problem("text", body.text, str(error)) from None
-        return [
-            Piece(chunk.text, round(PAUSE_SHARE[chunk.ends_at] * body.pause_s, 4))
-            for chunk in chunks
-        ]
-
-    def _check_length(self, body: SpeechBody, pieces: list[Piece]) -> None:
-        if len(pieces) > MAX_CHUNKS:
-            detail = f"makes {len(pieces)} chunks; at most {MAX_CHUNKS} are allowed, so join lines"
-            raise field_problem("text", body.text, detail)
-        seconds = sum(
-            estimate_seconds(piece.text, body.language, body.speed) + piece.pause_s
-            for piece in pieces
-        )
-        limit = self.settings.max_audio_s
-        if seconds > limit:
-            detail = f"would take about {seconds:.0f} s to hear; at most {limit} s are allowed"
-            raise field_problem("text", body.text, detail)
 
     def _start(self, job: Job, pieces: list[Piece]) -> None:
         try:
@@ -244,14 +177,3 @@ class Speech:
         self.store.drop_audio(job.job_id, range(job.count))
         self.files.delete(job.job_id)
         self.store.forget_job(job.job_id)
-
-
-def _warnings(text: str) -> tuple[str, ...]:
-    """What the speaker should know about a text that is accepted all the same."""
-    unknown = unknown_characters(text)
-    if not unknown:
-        return ()
-    # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
-    unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
-    shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
-    return (f"The model does not know these characters and cannot pronounce them: {shown}",)

@@ -1,0 +1,98 @@
+"""What a request asks for, in chunks: the checks that need the model or the settings, the cutting,
+and what the speaker should be warned of. Nothing here touches Redis.
+"""
+
+from collections.abc import Sequence
+
+from app.errors import field_problem
+from app.schemas import LongBody, SpeechBody
+from supertonic.errors import EmptyText
+from supertonic.text import Break, estimate_seconds, split_text, unknown_characters
+from tasks.messages import Piece
+from tasks.settings import Settings
+from tasks.workers import WorkerRecord
+
+# Silence between chunks, as a share of the request's pause: a full one after a sentence, half of
+# it after a clause, and none where a sentence had to be cut between words.
+PAUSE_SHARE = {
+    Break.PARAGRAPH: 1.0,
+    Break.SENTENCE: 1.0,
+    Break.CLAUSE: 0.5,
+    Break.WORD: 0.0,
+    Break.END: 0.0,
+}
+# The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
+# character, so at speed 1 a chunk may have 700 characters.
+CHARS_AT_SPEED_1 = 700
+# One request's chunks are queued all at once, so their number is bounded.
+MAX_CHUNKS = 2000
+
+
+def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings) -> None:
+    """Raises Problem: 422 for a text, voice or language that these workers cannot speak."""
+    limit = settings.max_text_chars
+    if len(body.text) > limit:
+        detail = f"has {len(body.text)} characters; at most {limit} are allowed"
+        raise field_problem("text", body.text, detail)
+    if any("\ud800" <= char <= "\udfff" for char in body.text):
+        raise field_problem("text", body.text, "holds half of a surrogate pair; send UTF-8")
+    # Any worker may get any chunk, so only what all of them can do is offered.
+    voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
+    if body.voice not in voices:
+        raise field_problem("voice", body.voice, f"must be one of {', '.join(voices)}")
+    languages = sorted(set.intersection(*(set(worker.languages) for worker in workers)))
+    if body.language not in languages:
+        raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")
+
+
+def split(body: SpeechBody, settings: Settings) -> list[Piece]:
+    """The text in chunks, each with the silence that follows it.
+
+    Raises Problem: 422 for a text with nothing to speak.
+    """
+    longest = int(CHARS_AT_SPEED_1 * body.speed)
+    try:
+        if isinstance(body, LongBody):
+            target = min(body.target_chunk_chars, longest)
+            chunks = split_text(
+                body.text,
+                body.language,
+                first_chars=target,
+                target_chars=target,
+                max_chars=min(max(body.max_chunk_chars, target), longest),
+            )
+        else:
+            first = settings.first_chunk_chars
+            if body.language == "ko":
+                first = max(20, first * 2 // 5)
+            chunks = split_text(body.text, body.language, first_chars=first)
+    except EmptyText as error:
+        raise field_problem("text", body.text, str(error)) from None
+    return [
+        Piece(chunk.text, round(PAUSE_SHARE[chunk.ends_at] * body.pause_s, 4)) for chunk in chunks
+    ]
+
+
+def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:
+    """Raises Problem: 422 for more chunks or more sound than one request may ask for."""
+    if len(pieces) > MAX_CHUNKS:
+        detail = f"makes {len(pieces)} chunks; at most {MAX_CHUNKS} are allowed, so join lines"
+        raise field_problem("text", body.text, detail)
+    seconds = sum(
+        estimate_seconds(piece.text, body.language, body.speed) + piece.pause_s for piece in pieces
+    )
+    limit = settings.max_audio_s
+    if seconds > limit:
+        detail = f"would take about {seconds:.0f} s to hear; at most {limit} s are allowed"
+        raise field_problem("text", body.text, detail)
+
+
+def warnings(text: str) -> tuple[str, ...]:
+    """What the speaker should know about a text that is accepted all the same."""
+    unknown = unknown_characters(text)
+    if not unknown:
+        return ()
+    # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
+    unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
+    shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
+    return (f"The model does not know these characters and cannot pronounce them: {shown}",)
