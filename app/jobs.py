@@ -15,7 +15,7 @@ from app.bell import Bell
 from app.errors import Problem, no_worker
 from app.schemas import SpeechBody
 from app.submit import check, check_length, split, warnings
-from tasks.celery import send_advance, send_chunks
+from tasks.celery import send_advance, send_chunks, start_job
 from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
@@ -137,8 +137,10 @@ class Speech:
                 self.store.create(job, pieces, self.settings.job_ttl_s)
                 send_advance(job.job_id)
             else:
-                self.store.create(job, pieces, self.settings.stream_ttl_s)
-                self.send(job, pieces, range(job.count))
+                ttl_s = self.settings.stream_ttl_s
+                start_job(
+                    self.store, job, pieces, ttl_s, make_chunks(job, pieces, range(job.count))
+                )
         except Exception:
             # The client hears that it was refused, so it must not run behind its back.
             self.files.delete(job.job_id)
@@ -148,8 +150,8 @@ class Speech:
             raise
 
     def send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
-        """Queue these chunks of a job, for the first time or once more."""
-        send_chunks(make_chunks(job, pieces, indexes), float(self.settings.stream_ttl_s))
+        """Queue these chunks of a job once more."""
+        send_chunks(self.store, make_chunks(job, pieces, indexes), self.settings.stream_ttl_s)
 
     # -- looking up and cancelling ---------------------------------------------------------
 

@@ -25,7 +25,7 @@ from benchmarks.listeners import Listener, Load, listen_together
 from benchmarks.measure import describe, json_line, machine, percentile, ratio, table
 from benchmarks.service import Service, free_port
 from supertonic.text import split_text
-from tasks.celery import app, send_chunks
+from tasks.celery import send_chunks
 from tasks.events import EventStore, connect
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
 from tasks.sending import make_chunks
@@ -133,7 +133,6 @@ class Bench:
 
     def published_to_seen(self) -> list[float]:
         """Seconds from handing a chunk to the queue to holding its sound, without HTTP."""
-        app.conf.broker_url = self.service.redis_url
         client = connect(self.service.redis_url)
         store, bell = EventStore(client), Bell(client)
         return [_publish_one(store, bell) for _ in range(self.plan.idle + 5)][5:]
@@ -180,7 +179,7 @@ def _publish_one(store: EventStore, bell: Bell) -> float:
     store.create(job, pieces, 60)
     with bell.listen(job.job_id) as ring:
         started = time.perf_counter()
-        send_chunks(make_chunks(job, pieces, [0]), 60.0)
+        send_chunks(store, make_chunks(job, pieces, [0]), 60.0)
         while not store.events(job.job_id):
             ring.wait(1.0)
             ring.clear()

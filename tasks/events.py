@@ -17,6 +17,7 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from tasks.envelopes import Envelope
 from tasks.messages import (
     Job,
     Kind,
@@ -71,13 +72,18 @@ redis.call('PUBLISH', ARGV[4], ARGV[5])
 return 1
 """
 
-# Store a new job, if there is none with this id. Returns 1, or 0 when there is.
+# Store a new job, if there is none with this id, and queue its chunks. ARGV from 5 on: first as
+# many fields and values of the record as ARGV[4] says, then queue, message, queue, message and so
+# on. Returns 1, or 0 when the job is there already; then nothing is queued.
 _CREATE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+-- Whoever must not be let in is to be refused here: above it nothing has been written.
+local last = 4 + ARGV[4]
+redis.call('HSET', KEYS[1], unpack(ARGV, 5, last))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 if ARGV[2] ~= '' then redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3]) end
 redis.call('HINCRBY', KEYS[3], 'jobs', 1)
+for i = last + 1, #ARGV, 2 do redis.call('LPUSH', ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
@@ -190,10 +196,13 @@ class EventStore:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def create(self, job: Job, pieces: Sequence[Piece], ttl_s: int) -> bool:
-        """Store a new job; False when it is there already.
+    def create(
+        self, job: Job, pieces: Sequence[Piece], ttl_s: int, messages: Sequence[Envelope] = ()
+    ) -> bool:
+        """Store a new job and queue its chunks' messages, all or nothing in one round trip.
 
-        It says nothing yet: the record itself is the first event.
+        False when the job is there already. It says nothing yet: the record itself is the first
+        event.
         """
         record = {
             "kind": job.kind.value,
@@ -211,8 +220,17 @@ class EventStore:
         }
         listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
         fields = [value for pair in record.items() for value in pair]
+        queued = [value for envelope in messages for value in envelope]
         keys = [_job_key(job.job_id), JOBS, TOTALS]
-        return bool(self._create(keys=keys, args=[ttl_s, listed_at, job.job_id, *fields]))
+        args = [ttl_s, listed_at, job.job_id, len(fields), *fields, *queued]
+        return bool(self._create(keys=keys, args=args))
+
+    def push(self, messages: Iterable[Envelope]) -> None:
+        """Queue chunks of a job that is stored already."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for queue, message in messages:
+                pipe.lpush(queue, message)
+            pipe.execute()
 
     def publish(self, results: Iterable[ChunkResult]) -> list[bool]:
         """Publish audio. False marks what was there already, or whose job has ended."""

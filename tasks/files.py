@@ -146,7 +146,7 @@ class JobAdvancer:
         wanted = [i for i in range(job.count) if i not in collected and i not in in_flight]
         wanted = wanted[: max(0, room)]
         if wanted:
-            send_chunks(make_chunks(job, pieces, wanted), CHUNK_EXPIRES_S)
+            send_chunks(self.store, make_chunks(job, pieces, wanted), CHUNK_EXPIRES_S)
             self.store.mark_sent(job.job_id, wanted)
 
     def _finish(self, job: Job, pieces: list[Piece]) -> None:

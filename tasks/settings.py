@@ -28,6 +28,9 @@ class Settings:
     web_processes: int = _setting(2, "gunicorn processes", 1)
     web_threads: int = _setting(300, "threads per process; an open stream holds one", 4)
     redis_url: str = _setting("redis://127.0.0.1:6379/0", "the Redis that holds queues and events")
+    broker_url: str = _setting(
+        "", "another broker for the queues: redis:// is the stock transport, amqp:// is RabbitMQ"
+    )
     model: str = _setting("auto", "auto, tiny, supertonic-2, or a model directory")
     model_dir: str = _setting("models/supertonic-2", "where `make model` puts weights and voices")
     model_revision: str = _setting("main", "revision of the weights repository to download")
@@ -78,6 +81,11 @@ class Settings:
                 )
             values[known[name].name] = _parse(name, text, known[name])
         return cls(**values)
+
+    @property
+    def queues_are_in_redis(self) -> bool:
+        """Whether the chunks' queues are in the same Redis as jobs and events."""
+        return self.broker_url in ("", self.redis_url)
 
     @property
     def api_key_list(self) -> tuple[str, ...]:
