@@ -5,13 +5,11 @@ Read it in this order: ``api`` and ``job_routes`` (routes), ``jobs`` (request â†
 clients are told when it goes wrong).
 """
 
-import logging
-import sys
 from pathlib import Path
 
 from flask import Flask
 
-from app import api, errors, stream
+from app import api, counting, errors, stream
 from app.access import check_access
 from app.bell import Bell
 from app.hangup import HangupWatch
@@ -20,6 +18,7 @@ from app.jobs import Speech
 from app.pages import pages
 from tasks.events import EventStore, connect
 from tasks.jobfiles import JobFiles
+from tasks.logs import set_up
 from tasks.settings import Settings
 from tasks.workers import WorkerRecords
 
@@ -27,13 +26,9 @@ TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The WSGI application. Starts two threads, so call it once per process, after any fork."""
+    """The WSGI application. Starts three threads, so call it once per process, after any fork."""
     settings = settings or Settings.from_env()
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(settings, "web")
     client = connect(settings.redis_url)
     app = Flask(__name__, template_folder=str(TEMPLATES), static_folder="static")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
@@ -50,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         JobFiles(settings.data_dir),
     )
     errors.register(app)
+    counting.start(app)
     app.before_request(check_access)
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)

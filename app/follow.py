@@ -6,14 +6,16 @@ time, leave, and be replaced by another.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import redis
 from kombu.exceptions import OperationalError
 
+from app.delivery import Delivery
 from app.jobs import Speech
 from tasks.events import Event
+from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece, State
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,13 @@ def follow(
     ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
     show a sign of life. Redis being away for a while is waited out.
     """
+    items = _follow(speech, job, pieces, after, with_audio)
+    return Delivery(job, speech.meter, after).watch(items)
+
+
+def _follow(
+    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool
+) -> Generator[Spoken | Gap | Quiet | Ended, None, None]:
     ready: dict[int, Event] = {}
     ending: Event | None = None
     next_index, cursor = after + 1, "0"
@@ -205,7 +214,7 @@ class _Care:
             if is_gone and self.speech.files.load(self.job.job_id) is None:
                 self.gave_up = "the job was deleted"
         elif is_gone:
-            logger.warning("job %s was gone from Redis, sent again", self.job.job_id)
+            logger.warning("job sent again, Redis lost it", extra=facts(job_id=self.job.job_id))
             if store.create(self.job, self.pieces, settings.stream_ttl_s):
                 for index in range(next_index):
                     store.mark_published(self.job.job_id, index, 0)
@@ -220,6 +229,7 @@ class _Care:
         published = self.speech.store.published(self.job.job_id, indexes)
         missing = [i for i, n in zip(indexes, published, strict=True) if n is None]
         if missing:
-            logger.warning("job %s: chunks %s seem lost, sent again", self.job.job_id, missing)
+            about = facts(job_id=self.job.job_id, chunks=missing)
+            logger.warning("chunks sent again, they seem lost", extra=about)
             self.speech.send(self.job, self.pieces, missing)
         self._heard_at = time.monotonic()

@@ -14,6 +14,7 @@ keepalive = 30
 # Open streams get this long to end when the server is stopped.
 graceful_timeout = 10
 timeout = 60
-loglevel = _settings.log_level.lower()
+# One shape for the lines of all processes; it sets levels and handlers itself.
+logger_class = "app.accesslog.Logger"
 # Its default is one file per user: two servers on a machine would share it.
 control_socket_disable = True

@@ -18,6 +18,8 @@ from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
+from tasks.logs import facts
+from tasks.measures import Meter
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
 from tasks.sending import make_chunks
 from tasks.settings import Settings
@@ -45,6 +47,7 @@ class Speech:
         self.records = records
         self.bell = bell
         self.files = files
+        self.meter = Meter()
         self._workers: tuple[float, list[WorkerRecord]] = (0.0, [])
         self._workers_error: tuple[float, redis.RedisError | None] = (0.0, None)
         self._workers_lock = threading.Lock()
@@ -127,6 +130,10 @@ class Speech:
             owner=owner,
         )
         self._start(job, pieces)
+        about = facts(
+            job_id=job.job_id, kind=kind.value, chunks=job.count, characters=len(body.text)
+        )
+        logger.info("accepted", extra=about)
         return job, pieces
 
     def _start(self, job: Job, pieces: list[Piece]) -> None:

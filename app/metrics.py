@@ -1,25 +1,37 @@
 """Figures about the service, for people as JSON and for Prometheus as text.
 
-All counts live in Redis, written in the same step as what they count, so they are right with any
-number of web processes and survive their restarts.
+All counts live in Redis: totals written in the same step as what they count, histograms added up
+there by every process (tasks/measures.py). So they are right with any number of processes and
+survive restarts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flask import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 
 from app.jobs import Speech
+from tasks import measures
+from tasks.measures import Measure
+from tasks.workers import WorkerRecord
+
+NAME = "supertonic_"
+SAMPLE_RATE = 44_100
 
 
 def json_metrics(speech: Speech) -> dict[str, Any]:
     """The original server's figures; seconds are audio seconds unless the name says otherwise."""
     totals, workers = speech.store.totals(), speech.workers()
     queues = speech.store.queue_lengths()
-    rate = workers[0].sample_rate if workers else 44_100
-    audio_s = totals.get("samples", 0) / rate
+    audio_s = totals.get("samples", 0) / SAMPLE_RATE
     busy_s = sum(worker.busy_s for worker in workers)
     return {
         "total_requests": totals.get("jobs", 0),
@@ -44,54 +56,110 @@ def _mean(values: list[float]) -> float:
 
 
 def prometheus_metrics(speech: Speech) -> Response:
+    # What this process has not sent yet belongs to what is about to be read.
+    speech.meter.send(speech.store.redis)
     registry = CollectorRegistry()
     registry.register(_Collector(speech))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
 class _Collector:
-    """Reads Redis when scraped; nothing is kept in the web process."""
+    """Reads Redis when scraped, so that every web process shows the figures of all."""
 
     def __init__(self, speech: Speech) -> None:
         self.speech = speech
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._totals()
+        yield from self._gauges()
+        workers = self.speech.workers(max_age_s=0)
+        yield from _workers(workers)
+        names = [worker.name for worker in workers]
+        whole, *shares = measures.read(self.speech.store.redis, names)
+        for measure in measures.ALL:
+            yield _family(measure, "", [((), whole)])
+        for measure in measures.ALL:
+            if measure.is_per_worker:
+                stored = [((name,), share) for name, share in zip(names, shares, strict=True)]
+                yield _family(measure, "worker_", stored)
+
+    def _totals(self) -> Iterator[Metric]:
         totals = self.speech.store.totals()
-        jobs = CounterMetricFamily("supertonic_jobs", "Jobs by how they ended.", labels=["state"])
+        jobs = CounterMetricFamily(f"{NAME}jobs", "Jobs by how they ended.", labels=["state"])
         for state in ("done", "failed", "cancelled"):
             jobs.add_metric([state], totals.get(f"jobs_{state}", 0))
         yield jobs
-        yield _counter("supertonic_jobs_accepted", "Jobs accepted.", totals.get("jobs", 0))
-        yield _counter("supertonic_chunks", "Chunks spoken.", totals.get("chunks", 0))
-        samples = totals.get("samples", 0)
-        yield _counter("supertonic_audio_samples", "Samples of speech made.", samples)
+        seconds = totals.get("samples", 0) / SAMPLE_RATE
+        for name, text, value in (
+            ("jobs_accepted", "Jobs accepted.", totals.get("jobs", 0)),
+            ("chunks", "Chunks published.", totals.get("chunks", 0)),
+            ("audio_seconds", "Seconds of speech published.", seconds),
+        ):
+            yield CounterMetricFamily(NAME + name, text, value=value)
+
+    def _gauges(self) -> Iterator[Metric]:
         queues = GaugeMetricFamily(
-            "supertonic_queue_chunks", "Messages per queue; held is in workers.", labels=["queue"]
+            f"{NAME}queue_chunks", "Messages per queue; held is in workers.", labels=["queue"]
         )
         for name, length in self.speech.store.queue_lengths().items():
             queues.add_metric([name], length)
         yield queues
-        yield from self._workers()
-
-    def _workers(self) -> Iterator[Metric]:
-        workers = self.speech.workers()
-        yield GaugeMetricFamily("supertonic_workers", "Living speech workers.", value=len(workers))
-        for name, text, field in (
-            ("waiting_chunks", "Chunks a worker holds.", "waiting"),
-            ("batch_size", "Chunks per batch, moving mean.", "batch_size"),
-            (
-                "queue_wait_seconds",
-                "Wait of a chunk before its batch, moving mean.",
-                "queue_wait_s",
-            ),
-            ("audio_rate", "Audio seconds made per busy second.", "rate"),
-            ("device_memory_bytes", "Memory used on the device.", "device_memory_bytes"),
+        used, limit = self.speech.store.memory()
+        for name, text, value in (
+            ("redis_memory_bytes", "Memory that Redis uses.", used),
+            ("redis_memory_limit_bytes", "Memory that Redis may use, 0 for any.", limit),
         ):
-            gauge = GaugeMetricFamily(f"supertonic_worker_{name}", text, labels=["worker"])
-            for worker in workers:
-                gauge.add_metric([worker.name], getattr(worker, field))
-            yield gauge
+            yield GaugeMetricFamily(NAME + name, text, value=value)
 
 
-def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(name, text, value=value)
+def _workers(workers: list[WorkerRecord]) -> Iterator[Metric]:
+    yield GaugeMetricFamily(f"{NAME}workers", "Living speech workers.", value=len(workers))
+    facts = ("model", "device", "precision", "fingerprint")
+    info = InfoMetricFamily(f"{NAME}worker", "What a worker speaks with.", labels=["worker"])
+    for worker in workers:
+        info.add_metric([worker.name], {fact: getattr(worker, fact) for fact in facts})
+    yield info
+    for kind, name, text, field in (
+        (GaugeMetricFamily, "waiting_chunks", "Chunks a worker holds.", "waiting"),
+        (
+            GaugeMetricFamily,
+            "device_memory_bytes",
+            "Memory used on the device.",
+            "device_memory_bytes",
+        ),
+        (GaugeMetricFamily, "start_time_seconds", "When it started.", "started_at"),
+        (CounterMetricFamily, "chunks", "Chunks it has spoken.", "chunks"),
+        (CounterMetricFamily, "audio_seconds", "Seconds of speech it has made.", "audio_s"),
+        (CounterMetricFamily, "busy_seconds", "Seconds its engine has worked.", "busy_s"),
+    ):
+        family = kind(f"{NAME}worker_{name}", text, labels=["worker"])
+        for worker in workers:
+            family.add_metric([worker.name], getattr(worker, field))
+        yield family
+
+
+Stored = tuple[tuple[str, ...], Mapping[str, float]]
+
+
+def _family(measure: Measure, prefix: str, stored: Sequence[Stored]) -> Metric:
+    """One measure, once per set of ``stored`` numbers; a histogram without labels is always
+    there, empty if need be, so that an alert sees zero and not nothing.
+    """
+    name, labels = f"{NAME}{prefix}{measure.name}", [*measure.labels]
+    if prefix:
+        labels.insert(0, "worker")
+    family: CounterMetricFamily | HistogramMetricFamily
+    if measure.bounds:
+        family = HistogramMetricFamily(name, measure.help, labels=labels)
+    else:
+        family = CounterMetricFamily(name, measure.help, labels=labels)
+    for owner, numbers in stored:
+        found = measures.readings(measure, numbers)
+        if not found and not measure.labels:
+            found = {(): measures.empty(measure)}
+        for values, reading in found.items():
+            if isinstance(family, HistogramMetricFamily):
+                family.add_metric([*owner, *values], reading.buckets, reading.total)
+            else:
+                family.add_metric([*owner, *values], reading.total)
+    return family

@@ -92,7 +92,9 @@ class Bench:
         self.ports = {SERVICE: service.port, RIVAL: self.rival_port}
 
     def start(self, n_bytes: int) -> None:
-        worker = "exec celery -A benchmarks.null_worker worker --without-gossip --without-mingle"
+        worker = (
+            "exec celery --quiet -A benchmarks.null_worker worker --without-gossip --without-mingle"
+        )
         self.service.start("worker", f"{worker} -n null@bench", NULL_BYTES=str(n_bytes))
         rival = "exec uvicorn benchmarks.inprocess:app --host 127.0.0.1 --log-level warning"
         command = f"{rival} --port {self.rival_port} --timeout-keep-alive 60"

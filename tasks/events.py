@@ -385,11 +385,15 @@ class EventStore:
         """Samples of one chunk, None once they have left Redis."""
         return self.redis.get(_audio_key(job_id, index))  # type: ignore[return-value]
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that Redis uses, and that it may use; 0 where it has no limit."""
+        memory: Any = self.redis.info("memory")
+        return int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+
     def memory_share(self) -> float:
         """How full Redis is, from 0 to 1; 0 where it has no limit."""
-        memory: Any = self.redis.info("memory")
-        limit = memory.get("maxmemory", 0)
-        return float(memory["used_memory"]) / limit if limit else 0.0
+        used, limit = self.memory()
+        return used / limit if limit else 0.0
 
     def totals(self) -> dict[str, int]:
         reply: Any = self.redis.hgetall(TOTALS)

@@ -6,8 +6,6 @@ file at the end. It may run at any time, twice, or not at all for a while: it lo
 and does what is missing, so a lost message or a killed process costs a delay and nothing else.
 """
 
-import logging
-import sys
 import threading
 import time
 import uuid
@@ -23,6 +21,7 @@ from kombu.exceptions import OperationalError
 from tasks.celery import ADVANCE, send_chunks
 from tasks.events import PREFIX, EventStore, connect
 from tasks.jobfiles import JobFiles
+from tasks.logs import facts, set_up
 from tasks.messages import Job, Piece, State
 from tasks.sending import make_chunks
 from tasks.settings import Settings
@@ -104,7 +103,7 @@ class JobAdvancer:
 
     def _restore(self, job: Job, pieces: list[Piece]) -> Job:
         """Tell Redis again about a job it has forgotten, with the chunks that are on disk."""
-        logger.info("job %s was gone from Redis, restored from disk", job.job_id)
+        logger.info("job restored from disk, Redis lost it", extra=facts(job_id=job.job_id))
         fresh = replace(job, state=State.QUEUED, error=None, finished_at=None)
         self.store.create(fresh, pieces, settings.job_ttl_s)
         for index, n_samples in enumerate(self.files.saved_chunk_samples(job.job_id)):
@@ -148,10 +147,13 @@ class JobAdvancer:
         if wanted:
             send_chunks(self.store, make_chunks(job, pieces, wanted), CHUNK_EXPIRES_S)
             self.store.mark_sent(job.job_id, wanted)
+            about = facts(job_id=job.job_id, sent=len(wanted), collected=len(collected))
+            logger.info("job moved", extra=about)
 
     def _finish(self, job: Job, pieces: list[Piece]) -> None:
         n_samples = self.files.assemble(job.job_id, pieces, job.sample_rate)
-        logger.info("job %s done, %.1f s of audio", job.job_id, n_samples / job.sample_rate)
+        about = facts(job_id=job.job_id, chunks=job.count, audio_s=n_samples / job.sample_rate)
+        logger.info("job done", extra=about)
         self.store.end(job.job_id, State.DONE)
         ended = self.store.job(job.job_id)
         assert ended is not None
@@ -175,7 +177,7 @@ class JobAdvancer:
                 raise
             except Exception:
                 # A full disk, an unreadable record: one job's trouble is not the others'.
-                logger.exception("job %s cannot be moved forward now", job_id)
+                logger.exception("job cannot be moved forward now", extra=facts(job_id=job_id))
 
     def _look_after(self, job_id: str) -> None:
         saved = self.files.load(job_id)
@@ -241,8 +243,4 @@ app.steps["worker"].add(Sweep)
 
 @signals.setup_logging.connect
 def _set_up_logging(**kwargs: Any) -> None:
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(settings, "files")

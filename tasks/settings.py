@@ -61,6 +61,7 @@ class Settings:
         10.0, "a dead worker's messages go to another after this long; live ones renew", 2
     )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    log_format: str = _setting("text", "text or json; one line per event either way")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":

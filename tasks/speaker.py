@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -17,8 +16,10 @@ import redis
 from supertonic.audio import to_pcm16
 from tasks.batching import Waiting
 from tasks.events import ChunkResult, EventStore
+from tasks.logs import facts
 from tasks.messages import Chunk, Kind, State
 from tasks.settings import Settings
+from tasks.tally import Done, Tally
 
 if TYPE_CHECKING:
     from supertonic.engine import Audio, Utterance
@@ -52,28 +53,6 @@ class Outcome(Enum):
     SPOKEN = auto()
     SKIPPED = auto()  # the job was cancelled or ended, or the chunk is published already
     FAILED = auto()  # the engine cannot speak it; its job has been told
-
-
-@dataclass(slots=True)
-class Tally:
-    """What this worker has done since it started."""
-
-    batches: int = 0
-    chunks: int = 0
-    audio_s: float = 0.0
-    busy_s: float = 0.0
-    queue_wait_s: float = 0.0
-    batch_size: float = 0.0
-
-    def add(self, size: int, audio_s: float, busy_s: float, queue_wait_s: float) -> None:
-        # Moving means over about the last twenty batches, true means before that.
-        weight = max(0.05, 1 / (self.batches + 1))
-        self.queue_wait_s += (queue_wait_s - self.queue_wait_s) * weight
-        self.batch_size += (size - self.batch_size) * weight
-        self.batches += 1
-        self.chunks += size
-        self.audio_s += audio_s
-        self.busy_s += busy_s
 
 
 class Speaker:
@@ -131,6 +110,7 @@ class Speaker:
     def _speak_rows(
         self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome], taken_at: float
     ) -> None:
+        batch_id = uuid.uuid4().hex[:12]
         started = time.perf_counter()
         spoken = self._try(batch, rows, outcomes)
         busy_s = time.perf_counter() - started
@@ -144,8 +124,12 @@ class Speaker:
         self._with_patience(lambda: self.store.publish(results))
         for row, _ in spoken:
             outcomes[row] = Outcome.SPOKEN
-        audio_s = sum(len(result.pcm) for result in results) / 2 / self.engine.sample_rate
-        self.tally.add(len(spoken), audio_s, busy_s, sum(waits) / len(waits))
+        rate = 2 * self.engine.sample_rate
+        done = [
+            Done(batch[row].chunk, len(result.pcm) / rate, wait_s)
+            for (row, _), result, wait_s in zip(spoken, results, waits, strict=True)
+        ]
+        self.tally.add(batch_id, done, busy_s)
 
     def _try(
         self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]
@@ -160,7 +144,8 @@ class Speaker:
             if len(rows) == 1:
                 self._check_engine()
                 chunk = batch[rows[0]].chunk
-                logger.exception("chunk %s/%d failed", chunk.job_id, chunk.index)
+                about = facts(job_id=chunk.job_id, chunk=chunk.index)
+                logger.exception("chunk failed", extra=about)
                 reason = f"chunk {chunk.index}: {type(error).__name__}: {error}"
                 self._fail(chunk, reason)
                 outcomes[rows[0]] = Outcome.FAILED

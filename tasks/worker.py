@@ -4,7 +4,6 @@ This is the one module that knows both the model and Celery. It loads the engine
 consumes anything, hands it to the batching consumer, and keeps the worker's record alive.
 """
 
-import logging
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from tasks.batching import Limits
 from tasks.celery import SYNTHESIZE, app, send_advance
 from tasks.consumer import BatchingConsumer
 from tasks.events import EventStore, connect
+from tasks.logs import facts, set_up
 from tasks.settings import Settings
 from tasks.speaker import Speaker
 from tasks.workers import WorkerRecord, WorkerRecords
@@ -77,7 +77,10 @@ class LoadEngine(bootsteps.Step):
             engine = engine_factory()
         except SupertonicError as error:
             raise SystemExit(f"The worker cannot start: {error}") from None
-        logger.info("engine ready in %.2f s", time.perf_counter() - started)
+        about = facts(
+            seconds=time.perf_counter() - started, model=engine.name, device=engine.device
+        )
+        logger.info("engine ready", extra=about)
         client = connect(settings.redis_url)
         BatchingConsumer.speaker = Speaker(engine, EventStore(client), settings)
         BatchingConsumer.limits = _limits(engine, None, None)
@@ -110,6 +113,7 @@ class _Announcer:
             limits = self.records.batch()
             batching.limits = _limits(self.engine, *limits)
             self.records.announce(self._record(batching, name, *limits))
+            batching.speaker.tally.meter.send(self.records.redis, name)
         except redis.RedisError as error:
             logger.warning("could not renew the worker record: %s", error)
 
@@ -161,10 +165,16 @@ def _leave(sender: str, **kwargs: Any) -> None:
         logger.warning("could not remove the worker record: %s", error)
 
 
+@signals.worker_shutdown.connect
+def _send_last_figures(sender: Any, **kwargs: Any) -> None:
+    """What was measured since the last tick."""
+    try:
+        client = connect(settings.redis_url)
+        BatchingConsumer.speaker.tally.meter.send(client, sender.hostname)
+    except redis.RedisError as error:
+        logger.warning("the last figures are lost: %s", error)
+
+
 @signals.setup_logging.connect
 def _set_up_logging(**kwargs: Any) -> None:
-    logging.basicConfig(
-        level=settings.log_level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(settings, "worker")

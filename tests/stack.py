@@ -184,4 +184,4 @@ def _die_with_parent() -> None:
 
 
 def _celery(app: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "celery", "-A", app, "worker", "--without-mingle")
+    return (sys.executable, "-m", "celery", "--quiet", "-A", app, "worker", "--without-mingle")

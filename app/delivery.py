@@ -1,0 +1,92 @@
+"""What one listener got, as figures and as one log line: first sound, silence, how it ended."""
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+from tasks.logs import facts
+from tasks.measures import FIRST_AUDIO, UNDERRUN, Meter
+from tasks.messages import Job, Kind, State
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Playback:
+    """A listener who starts to play with the first chunk and plays without pause from then on."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.underrun_s = 0.0
+        self._played_at = 0.0
+
+    def add(self, now: float, seconds: float, waited_s: float) -> None:
+        """A chunk of ``seconds`` is there. The silence before it, if any, counts as far as we
+        waited for it: a client that reads slowly makes its own silence.
+        """
+        if self.chunks and now > self._played_at:
+            self.underrun_s = max(self.underrun_s, min(now - self._played_at, waited_s))
+        self._played_at = max(self._played_at, now) + seconds
+        self.chunks += 1
+
+
+class Delivery:
+    """Watches the items of a following go to their listener."""
+
+    def __init__(self, job: Job, meter: Meter, after: int) -> None:
+        self.job = job
+        self.meter = meter
+        # Who comes back in the middle, or later, says nothing about waiting for the beginning.
+        self.is_whole = job.kind is Kind.STREAM and job.state is State.QUEUED and after == -1
+        self.playback = Playback()
+        self.first_audio_s: float | None = None
+        self.ending: str = "left"
+        self._began = time.monotonic()
+
+    def watch(self, items: Generator[T, None, None]) -> Iterator[T]:
+        """The same items. When the caller asks for the next one, it has written the last."""
+        try:
+            while True:
+                asked = time.monotonic()
+                item = next(items, None)
+                if item is None:
+                    return
+                now = time.monotonic()
+                n_samples, state = getattr(item, "n_samples", None), getattr(item, "state", None)
+                if n_samples is not None:
+                    self.playback.add(now, n_samples / self.job.sample_rate, now - asked)
+                if state is not None:
+                    self.ending = state.value
+                yield item
+                if n_samples is not None and self.first_audio_s is None:
+                    self._first_written()
+        finally:
+            items.close()
+            self._close()
+
+    def _first_written(self) -> None:
+        # Epoch seconds: the request may have been accepted by another process.
+        self.first_audio_s = max(0.0, time.time() - self.job.created_at)
+        if self.is_whole:
+            self.meter.observe(FIRST_AUDIO, self.first_audio_s)
+
+    def _close(self) -> None:
+        if self.is_whole and self.playback.chunks > 1:
+            self.meter.observe(UNDERRUN, self.playback.underrun_s)
+        about: dict[str, object] = {}
+        if self.is_whole and self.first_audio_s is not None:
+            about["first_audio_s"] = self.first_audio_s
+            about["underrun_s"] = self.playback.underrun_s
+        logger.info(
+            "delivered",
+            extra=facts(
+                job_id=self.job.job_id,
+                ending=self.ending,
+                chunks=self.playback.chunks,
+                of=self.job.count,
+                seconds=time.monotonic() - self._began,
+                **about,
+            ),
+        )

@@ -1,0 +1,209 @@
+"""Counters and histograms that several processes add up in Redis, and what a scrape shows."""
+
+import threading
+import time
+
+import pytest
+import redis
+
+from app.delivery import Playback
+from tasks.events import connect
+from tasks.measures import (
+    ALL,
+    BATCH_SIZE,
+    HTTP,
+    KEY,
+    UNDERRUN,
+    Meter,
+    empty,
+    read,
+    readings,
+    worker_key,
+)
+from tests.exposition import read_metrics, value
+from tests.stack import Stack, wait_for
+
+
+@pytest.fixture
+def client(stack: Stack) -> redis.Redis:
+    stack.start_redis()
+    return connect(stack.redis_url)
+
+
+def test_what_several_processes_observe_is_added_up(client: redis.Redis) -> None:
+    for sizes in ((1, 2), (2, 200)):
+        meter = Meter()
+        for size in sizes:
+            meter.observe(BATCH_SIZE, size)
+        meter.send(client)
+    (stored,) = read(client)
+    reading = readings(BATCH_SIZE, stored)[()]
+    assert reading.total == 205
+    assert dict(reading.buckets)["1"] == 1
+    assert dict(reading.buckets)["2"] == 3  # a bound belongs to its bucket
+    assert dict(reading.buckets)["128"] == 3
+    assert reading.buckets[-1] == ("+Inf", 4)
+
+
+def test_a_worker_has_its_own_share_which_does_not_stay_for_ever(client: redis.Redis) -> None:
+    for name, size in (("one", 4), ("two", 8)):
+        meter = Meter()
+        meter.observe(BATCH_SIZE, size)
+        meter.count(HTTP, "GET", "/x", "200")
+        meter.send(client, name)
+    whole, one, two = read(client, ["one", "two"])
+    assert [readings(BATCH_SIZE, stored)[()].total for stored in (whole, one, two)] == [12, 4, 8]
+    assert readings(HTTP, whole)["GET", "/x", "200"].total == 2
+    assert not readings(HTTP, one), "only what is asked of single workers is kept for them"
+    assert client.ttl(KEY) == -1
+    assert 0 < client.ttl(worker_key("one")) <= 600
+
+
+def test_a_delivery_whose_reply_is_lost_is_counted_once(client: redis.Redis) -> None:
+    class ReplyLost:
+        """Redis does what it is told, but the first answer does not arrive."""
+
+        calls = 0
+
+        def eval(self, *args: object) -> None:
+            client.eval(*args)
+            self.calls += 1
+            if self.calls == 1:
+                raise redis.ConnectionError("lost")
+
+    meter, line = Meter(), ReplyLost()
+    meter.observe(BATCH_SIZE, 3)
+    with pytest.raises(redis.ConnectionError):
+        meter.send(line)
+    meter.observe(BATCH_SIZE, 5)
+    meter.send(line)
+    assert line.calls == 3
+    assert readings(BATCH_SIZE, read(client)[0])[()].total == 8
+
+
+def test_what_redis_did_not_take_is_kept(client: redis.Redis, stack: Stack) -> None:
+    meter = Meter()
+    meter.observe(BATCH_SIZE, 3)
+    stack.stop("redis")
+    with pytest.raises(redis.RedisError):
+        meter.send(client)
+    stack.start_redis()
+    meter.send(client)
+    assert readings(BATCH_SIZE, read(client)[0])[()].total == 3
+
+
+def test_counting_from_many_threads_loses_nothing(client: redis.Redis) -> None:
+    meter = Meter()
+
+    def work() -> None:
+        for _ in range(1000):
+            meter.observe(BATCH_SIZE, 1)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        meter.send(client)
+    meter.send(client)
+    assert readings(BATCH_SIZE, read(client)[0])[()].total == 8000
+
+
+def test_buckets_of_an_older_version_go_to_the_next_larger_one() -> None:
+    stored = {"batch_chunks|3": 2.0, "batch_chunks|500": 1.0, "batch_chunks|sum": 506.0}
+    reading = readings(BATCH_SIZE, stored)[()]
+    assert dict(reading.buckets)["2"] == 0 and dict(reading.buckets)["4"] == 2
+    assert reading.buckets[-1] == ("+Inf", 3)
+
+
+def test_measures_are_well_formed() -> None:
+    assert len({measure.name for measure in ALL}) == len(ALL)
+    for measure in ALL:
+        assert list(measure.bounds) == sorted(set(measure.bounds))
+        assert empty(measure).total == 0
+    assert UNDERRUN.bounds[:3] == (0, 0.05, 0.1), "gapless, C50 and C100 are read off its buckets"
+
+
+# -- the listener's silence --------------------------------------------------------------------
+
+
+def test_a_chunk_that_comes_after_the_sound_before_it_makes_a_gap() -> None:
+    playback = Playback()
+    playback.add(now=10.0, seconds=2.0, waited_s=1.0)
+    playback.add(now=11.5, seconds=1.0, waited_s=1.5)  # plays from 12 to 13
+    assert playback.underrun_s == 0
+    playback.add(now=13.4, seconds=1.0, waited_s=1.9)  # plays from 13.4 to 14.4
+    playback.add(now=14.5, seconds=1.0, waited_s=1.1)
+    assert playback.underrun_s == pytest.approx(0.4)
+
+
+def test_a_client_that_reads_slowly_makes_its_own_gaps() -> None:
+    playback = Playback()
+    playback.add(now=10.0, seconds=2.0, waited_s=1.0)
+    # The chunk was there at once when we asked for it, but writing the one before took 9 s.
+    playback.add(now=19.0, seconds=2.0, waited_s=0.001)
+    assert playback.underrun_s == pytest.approx(0.001)
+
+
+# -- what a scrape shows -----------------------------------------------------------------------
+
+
+def scrape(stack: Stack) -> dict:
+    return read_metrics(stack.get("/metrics?format=prometheus").text)
+
+
+def test_the_exposition_keeps_every_rule_and_counts_what_happened(stack: Stack) -> None:
+    stack.start_all()
+    fresh = scrape(stack)
+    assert value(fresh, "supertonic_first_audio_seconds_count") == 0
+    text = "One sentence that is short. " * 12
+    with stack.stream({"text": text}) as response:
+        assert b"event: done" in response.content
+    assert stack.post("/synthesize", {"text": "Hello."}).status_code == 200
+    assert stack.post("/synthesize", {"text": ""}).status_code == 422
+    assert stack.get("/nothing/here").status_code == 404
+
+    def settled() -> dict | None:
+        families = scrape(stack)
+        # Two web processes and a worker, each with its own clock for sending.
+        done = value(families, "supertonic_first_published_seconds_count") == 2
+        heard = value(families, "supertonic_stream_underrun_seconds_count") == 1
+        asked = 'route="none"' in stack.get("/metrics?format=prometheus").text
+        return families if done and heard and asked else None
+
+    families = wait_for(settled, 10, "all figures arrived")
+    chunks = value(families, "supertonic_chunks_total")
+    assert value(families, "supertonic_first_audio_seconds_count") == 1
+    assert 0 < value(families, "supertonic_first_audio_seconds_sum") < 20
+    for name in ("supertonic_batch_chunks", "supertonic_worker_batch_chunks"):
+        assert value(families, f"{name}_sum") == chunks
+    engine_s = value(families, "supertonic_engine_seconds_sum")
+    assert engine_s == pytest.approx(value(families, "supertonic_worker_busy_seconds_total"), 0.1)
+    waits = [value(families, "supertonic_queue_wait_seconds_count", queue="high")]
+    waits.append(value(families, "supertonic_queue_wait_seconds_count", queue="normal"))
+    assert waits == [2, chunks - 2]
+    asked = {"method": "POST", "route": "/synthesize", "status": "422"}
+    assert value(families, "supertonic_http_requests_total", **asked) == 1
+    asked = {"route": "none", "status": "404"}
+    assert value(families, "supertonic_http_requests_total", **asked) == 1
+    assert value(families, "supertonic_worker_info", worker="worker@test", device="cpu") == 1
+    assert value(families, "supertonic_redis_memory_bytes") > 0
+    audio_s = value(families, "supertonic_audio_seconds_total")
+    assert value(families, "supertonic_batch_audio_seconds_sum") == pytest.approx(audio_s)
+    # Everything started anew goes on counting from there.
+    for name in ("web", "worker"):
+        stack.stop(name)
+    stack.start_worker()
+    stack.start_web()
+    stack.wait_ready()
+    again = scrape(stack)
+    assert value(again, "supertonic_first_audio_seconds_count") == 1
+    assert value(again, "supertonic_batch_chunks_sum") == chunks
+
+
+def test_observing_is_cheap(client: redis.Redis) -> None:
+    """The cost of a chunk, and that of a tick: generous bounds, they only catch a round trip."""
+    meter = Meter()
+    started = time.process_time()
+    for _ in range(10_000):
+        meter.observe(BATCH_SIZE, 7)
+    assert (time.process_time() - started) / 10_000 < 50e-6
