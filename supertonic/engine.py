@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from supertonic.config import ModelConfig
 from supertonic.errors import ConfigError, UnknownVoice, WeightsError
 from supertonic.model import Batch, Supertonic
-from supertonic.prepared import check_precision, prepare
+from supertonic.prepared import check_precision, has_fast_bfloat16, prepare
 from supertonic.text import LANGUAGES, VOCABULARY, encode
 from supertonic.voices import Style, load_styles
 from supertonic.weights import load_weights
@@ -81,14 +81,16 @@ class Engine:
         # and sometimes by a frame, with other noise.
         self.model.duration_predictor.double()
         self.size_per_pass = size_per_pass(model.config, device)
-        if device == "cpu" and _is_small(model.config):
-            # Each operation takes microseconds: a second thread gains nothing, and on a busy
-            # machine its waiting turned 17 ms into 3 seconds.
+        cores = 1 if _is_small(model.config) else torch.get_num_threads()
+        if device == "cpu" and (cores == 1 or precision != "float32"):
+            # One thread per pass. In a small model an operation takes microseconds: a second
+            # thread gains nothing, and on a busy machine its waiting turned 17 ms into 3 seconds.
+            # In bfloat16 it is not much better, and shared products sum in another order.
             torch.set_num_threads(1)
         self._cores: ThreadPoolExecutor | None = None
-        if device == "cpu" and torch.get_num_threads() > 1:
+        if device == "cpu" and cores > 1:
             self._cores = ThreadPoolExecutor(
-                torch.get_num_threads(), "core", initializer=lambda: torch.set_num_threads(1)
+                cores, "core", initializer=lambda: torch.set_num_threads(1)
             )
 
     def synthesize(self, utterances: list[Utterance]) -> list[Audio]:
@@ -233,7 +235,7 @@ def load_engine(
     model: str = "auto",
     model_dir: str | Path | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     *,
     prepared: bool = True,
 ) -> Engine:
@@ -241,14 +243,17 @@ def load_engine(
 
     model: "supertonic-2" is what lies in `model_dir`; "tiny" is the built-in voice; "auto" is the
     first of the two that is there; anything else is a directory of its own.
-    precision: of the matrix products. `prepared=False` runs the model as it is written, slower.
+    precision: of the matrix products; see `resolve_precision` for "auto". `prepared=False` runs
+    the model as it is written, slower.
     """
     device = resolve_device(device)
+    name, directory = resolve_directory(model, model_dir)
+    config = load_config(directory)
+    if precision == "auto":
+        precision = resolve_precision(config, device) if prepared else "float32"
     check_precision(precision, device)
     if precision != "float32" and not prepared:
         raise ConfigError(f"precision {precision!r} needs the prepared model; unprepared: float32")
-    name, directory = resolve_directory(model, model_dir)
-    config = load_config(directory)
     with _Unfilled():
         network = Supertonic(config)
     load_weights(network, directory / WEIGHTS_FILE)
@@ -284,6 +289,16 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and not available:
         raise ConfigError(f"device {device!r} was asked for, but no CUDA device is available")
     return device
+
+
+def resolve_precision(config: ModelConfig, device: str) -> str:
+    """What "auto" means: bfloat16 where that is faster, else float32.
+
+    Faster is where the device multiplies bfloat16 itself and multiplying is what takes the time,
+    which is not so in a small model.
+    """
+    is_faster = has_fast_bfloat16(device) and not _is_small(config)
+    return "bfloat16" if is_faster else "float32"
 
 
 def resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Path]:

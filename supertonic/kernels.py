@@ -16,24 +16,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LONG_PASS = 256  # frames; a convolution's passes over more than that miss the cache
+PART, LONG_PART = 128, 256  # most frames in one product on a CPU; see `Form.parts`
+FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the matrix products are computed with. Everything around them is float32."""
+    """What the matrix products are computed with. Everything around them is `stream`."""
 
     device: torch.device
     dtype: torch.dtype
+    is_long: bool = False  # for the vocoder, which has six times as many frames as the others
+
+    @property
+    def stream(self) -> torch.dtype:
+        """Of norms, softmax, convolutions and what blocks add to: never less than float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
     def packs_weights(self) -> bool:
         """oneDNN's own weight layout; on AMD processors twice as fast as PyTorch's default."""
-        return self.device.type == "cpu" and bool(torch._C._has_mkldnn)
+        is_short = self.dtype != torch.float64
+        return self.device.type == "cpu" and is_short and bool(torch._C._has_mkldnn)
+
+    @property
+    def is_exact_by_row(self) -> bool:
+        """Whether a row must come out of a batch bit by bit as it does alone.
+
+        In 16 bit, because there the smallest difference is soon rounded to a large one.
+        """
+        return self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)
 
     def constant(self, value: Tensor) -> Tensor:
-        """A float32 copy on the device, which does not keep a weights file mapped."""
-        return value.detach().to(self.device, torch.float32, copy=True).contiguous()
+        """A copy on the device in the stream's dtype, which keeps no weights file mapped."""
+        return value.detach().to(self.device, self.stream, copy=True).contiguous()
+
+    def parts(self, n: int) -> list[slice]:
+        """N frames in few nearly equal parts, for products on a CPU.
+
+        What stands between two products of a block then fits the cache. And oneDNN's bfloat16
+        product sums in another order when it gets very many or very few frames; for 37 to 128
+        frames (up to 256 in the vocoder's wide products) a frame comes out the same, bit by bit.
+        """
+        most = LONG_PART if self.is_long else PART
+        if self.device.type != "cpu" or n <= most:
+            return [slice(0, n)]
+        count = -(-n // most)
+        return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -46,7 +75,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 class Dense:
     """y = activation(x·W + b), or x·W + b + `plus`: (N, inputs) to (N, outputs).
 
-    Takes float32 or the form's dtype. Gives float32, but the form's dtype with `activation`,
+    Takes the stream's or the form's dtype. Gives the stream's, but the form's with `activation`,
     where another product follows and would round to it anyway.
     """
 
@@ -69,13 +98,22 @@ class Dense:
         self.slope = slope
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        x = x.to(self.form.dtype)
+        parts = self.form.parts(len(x))
+        if len(parts) == 1:
+            return self._part(x, plus)
+        return torch.cat([self._part(x[p], None if plus is None else plus[p]) for p in parts])
+
+    def _part(self, x: Tensor, plus: Tensor | None) -> Tensor:
+        n, x = len(x), x.to(self.form.dtype)
+        if n < FEWEST and self.form.is_exact_by_row:
+            x = F.pad(x, (0, 0, 0, FEWEST - n))
         y = self._packed(x, plus) if self.form.packs_weights else self._plain(x)
+        y = y[:n]
         if self.activation != "none":
             return y
-        if plus is not None and not self._fuses(plus):
-            return plus + y
-        return y.float()
+        # Two passes: a sum of mixed dtypes is twice as slow.
+        y = y.to(self.form.stream)
+        return y if plus is None or self._fuses(plus) else plus + y
 
     def _fuses(self, plus: Tensor) -> bool:
         # In 16 bit the sum stays outside: it is the float32 stream that blocks add to.
@@ -102,7 +140,7 @@ class Dense:
 
 
 class Norm:
-    """LayerNorm over channels, in float32."""
+    """LayerNorm over channels, in the stream's dtype."""
 
     def __init__(self, form: Form, norm: nn.LayerNorm) -> None:
         self.weight, self.bias = form.constant(norm.weight), form.constant(norm.bias)
@@ -142,6 +180,12 @@ class Rows:
             kept = send(torch.cat(keep), self.device) if len(self) > 1 else None
             self._around[left, right] = send(torch.cat(take), self.device), kept
         return self._around[left, right]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(B,) where each row begins."""
+        lengths = torch.tensor(self.lengths)
+        return send(lengths.cumsum(0) - lengths, self.device)
 
     @cached_property
     def row_of(self) -> Tensor:
@@ -196,30 +240,50 @@ class Rows:
 
 
 class Depthwise:
-    """One filter per channel along time, as one multiply-add per tap: (N, C) to (N, C).
+    """One filter per channel along time: (N, C) to (N, C).
 
-    In this layout that is a few passes over memory that is in the cache. oneDNN's depthwise
-    convolution is 30 % slower at 100 frames and 30 % faster at 600: 0.1 ms of 17 in a block.
+    One multiply-add per tap; over many frames on a CPU, oneDNN's kernel, which takes packed rows
+    as an image one pixel high with its channels innermost.
     """
 
     def __init__(self, form: Form, conv: nn.Conv1d, left: int, right: int) -> None:
-        self.taps = form.constant(conv.weight[:, 0].T)  # (k, C)
         assert conv.bias is not None
         self.bias = form.constant(conv.bias)
         self.dilation = conv.dilation[0]
         self.left, self.right = left, right
+        self.taps = form.constant(conv.weight[:, 0].T)  # (k, C)
+        self.is_packed = form.packs_weights and form.is_long
+        if self.is_packed:
+            image = form.constant(conv.weight)[:, :, None]  # (C, 1, 1, k)
+            shape = [1, len(image), 1, 100 + left + right]
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                image, [0, 0], [1, 1], [1, self.dilation], len(image), shape
+            )
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
         take, keep = rows.around(self.left, self.right)
         padded = x.index_select(0, take)
-        y = x.new_empty(len(padded) - self.left - self.right, x.shape[1])
-        length = LONG_PASS if x.device.type == "cpu" else len(y)
-        for start in range(0, len(y), length):
-            part = y[start : start + length]
-            for tap, weight in enumerate(self.taps):
-                shifted = padded[start + tap * self.dilation :][: len(part)]
-                torch.addcmul(part if tap else self.bias, shifted, weight, out=part)
+        y = self._packed(padded) if self.is_packed else self._plain(padded)
         return y if keep is None else y.index_select(0, keep)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        y = convolve(
+            x.T[None, :, None],
+            self.packed,
+            self.bias,
+            *([0, 0], [1, 1], [1, self.dilation]),
+            x.shape[1],
+            *("none", [], ""),
+        )
+        return y[0, :, 0].T
+
+    def _plain(self, x: Tensor) -> Tensor:
+        y = x.new_empty(len(x) - self.left - self.right, x.shape[1])
+        for tap, weight in enumerate(self.taps):
+            shifted = x[tap * self.dilation :][: len(y)]
+            torch.addcmul(y if tap else self.bias, shifted, weight, out=y)
+        return y
 
 
 class Window:
@@ -247,13 +311,24 @@ class ConvNeXtBlock:
     ) -> None:
         reach = (dwconv.kernel_size[0] - 1) * dwconv.dilation[0]
         left, right = (reach, 0) if is_causal else (reach // 2, reach // 2)
+        self.form = form
         self.dwconv = Depthwise(form, dwconv, left, right)
         self.norm = Norm(form, block.norm.norm)
         self.up = Dense(form, *scaled(block.pwconv1), activation="gelu")
         self.down = Dense(form, *scaled(block.pwconv2, block.gamma.flatten()))
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
-        return self.down(self.up(self.norm(self.dwconv(x, rows))), plus=x)
+        y = self.dwconv(x, rows)
+        parts = self.form.parts(len(x))
+        if len(parts) == 1:
+            return self._mix(x, y)
+        mixed = torch.empty_like(x)
+        for part in parts:
+            mixed[part] = self._mix(x[part], y[part])
+        return mixed
+
+    def _mix(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.down(self.up(self.norm(y)), plus=x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -262,11 +337,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=2).view_as(x)
 
 
-def attend(form: Form, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-    """Attention whose scale is already in q. On a GPU the products are in the form's dtype."""
+def attend(
+    form: Form,
+    q: Tensor,  # (N, heads · d), with the scale already in it
+    k: Tensor,  # (B or 1, heads, longest, d)
+    v: Tensor,  # (B, heads, longest, d)
+    rows: Rows,
+    keys: Rows | None = None,  # how many keys each row has; None: as many as there are
+) -> Tensor:  # (N, heads · d)
+    """What each frame finds among the keys of its own row."""
+    if form.is_exact_by_row and len(rows) > 1:
+        # One by one: a batch is padded, and with padding the sums have another order.
+        k = k.expand(len(v), -1, -1, -1)
+        found = []
+        for i, own in enumerate(torch.split(q, rows.lengths)):
+            n, row = keys.lengths[i] if keys else k.shape[2], slice(i, i + 1)
+            one = Rows([len(own)], rows.device)
+            found.append(attend(form, own, k[row, :, :n], v[row, :, :n], one))
+        return torch.cat(found)
+    split = rows.split_heads(q, k.shape[1])
     if form.device.type == "cuda":
-        q, k, v = q.to(form.dtype), k.to(form.dtype), v.to(form.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=1.0)
+        split, k, v = split.to(form.dtype), k.to(form.dtype), v.to(form.dtype)
+    k, mask = k.expand(len(v), -1, -1, -1), keys.keys if keys else None
+    return rows.merge_heads(F.scaled_dot_product_attention(split, k, v, attn_mask=mask, scale=1.0))
 
 
 def scaled(layer: nn.Linear | nn.Conv1d, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
@@ -297,15 +390,22 @@ class RelativeSelfAttention:
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
         """x plus what attention found."""
-        split = [rows.split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=1)]
+        qkv = self.qkv(x)
+        if self.form.is_exact_by_row:
+            each = torch.split(qkv, rows.lengths)
+            found = [self._find(own, Rows([len(own)], x.device)) for own in each]
+            return self.out(torch.cat(found), plus=x)
+        return self.out(self._find(qkv, rows), plus=x)
+
+    def _find(self, qkv: Tensor, rows: Rows) -> Tensor:
+        split = [rows.split_heads(part, self.heads) for part in qkv.chunk(3, dim=1)]
         q = split[0]
         k, v = (F.pad(part, (0, 0, self.window, self.window)) for part in split[1:])
         scores = q @ k.mT  # (B, heads, T, T + 2 window)
         self._near(scores).add_(q @ self.near_k)
-        scores.masked_fill_(self._out_of_reach(rows), -torch.inf)
+        scores.masked_fill_(self._out_of_reach(rows), -torch.inf)  # the zeros at either end too
         weights = scores.softmax(dim=3)
-        found = weights @ v + self._near(weights) @ self.near_v
-        return self.out(rows.merge_heads(found), plus=x)
+        return rows.merge_heads(weights @ v + self._near(weights) @ self.near_v)
 
     def _near(self, scores: Tensor) -> Tensor:
         batch, heads, length, width = scores.shape

@@ -3,20 +3,21 @@
 `model.py` is the truth, and tests hold this copy to it. Here the constants are folded into the
 weights, what does not change between steps is computed once, and rows lie packed behind each
 other (`kernels.py`), so that padding is never computed. Matrix products run in the precision
-asked for; the rest (norms, softmax, angles, the latent and its steps) stays float32, and the
-duration predictor is the truth's own, in float64, so that sample counts are the same everywhere.
+asked for; the rest (norms, softmax, angles, the latent and its steps) stays float32. Durations are
+predicted in float64 always, so that sample counts are the same everywhere.
 """
 
 import contextlib
 import copy
 import ctypes
 import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from supertonic.duration_predictor import DurationPredictor
 from supertonic.errors import ConfigError
 from supertonic.kernels import (
     ConvNeXtBlock,
@@ -62,15 +63,16 @@ def _trim() -> None:
 def check_precision(precision: str, device: str) -> None:
     """ConfigError that names what there is."""
     if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision {precision!r} is not supported; this version has {', '.join(PRECISIONS)}"
-        )
+        known = ", ".join(["auto", *PRECISIONS])
+        raise ConfigError(f"precision {precision!r} is not supported; this version has {known}")
     if precision == "float16" and device == "cpu":
         raise ConfigError("precision 'float16' needs a GPU; a CPU has float32 and bfloat16")
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself. Without, it is slower than float32."""
+def has_fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether this device multiplies bfloat16 itself. Without, it is slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -80,6 +82,7 @@ class Prepared(Supertonic):
     The parts have the model's names, but take packed rows.
     """
 
+    duration_predictor: "PreparedDuration"  # type: ignore[assignment]
     text_encoder: "PreparedText"  # type: ignore[assignment]
     vector_estimator: "PreparedEstimator"  # type: ignore[assignment]
     vocoder: "PreparedVocoder"  # type: ignore[assignment]
@@ -87,12 +90,11 @@ class Prepared(Supertonic):
     def __init__(self, model: Supertonic, form: Form) -> None:
         nn.Module.__init__(self)
         self.config, self.form = model.config, form
-        duration = type(model.duration_predictor)(model.config)
-        duration.load_state_dict(model.duration_predictor.state_dict())
-        self.duration_predictor = duration.to(form.device, torch.float64).eval()
+        exact = replace(form, dtype=torch.float64)
+        self.duration_predictor = PreparedDuration(model.duration_predictor, exact)
         self.text_encoder = PreparedText(model.text_encoder, form)
         self.vector_estimator = PreparedEstimator(model.vector_estimator, form)
-        self.vocoder = PreparedVocoder(model.vocoder, form)
+        self.vocoder = PreparedVocoder(model.vocoder, replace(form, is_long=True))
 
     def forward(self, batch: Batch, draw: Draw = draw_noise) -> tuple[Tensor, list[int]]:
         """Waveforms (B, N) and how many samples of each row are its own."""
@@ -119,6 +121,13 @@ class Prepared(Supertonic):
         rows = [by_row[row] for row in range(len(order))]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), n_samples
 
+    def durations(self, batch: Batch) -> list[int]:
+        lengths = batch.text_lengths.tolist()
+        rows = Rows(lengths, self.form.device)
+        ids = torch.cat([ids[:n] for ids, n in zip(batch.text_ids, lengths, strict=True)])
+        seconds = self.duration_predictor(ids, rows, batch.style_dp)
+        return self.n_samples(seconds.float(), batch.speed).tolist()
+
     def noise(self, seeds: list[Seed], frames: Rows, draw: Draw) -> Tensor:  # type: ignore[override]
         """(N, 144) packed initial noise, the same numbers as the model's."""
         channels = self.config.latent_dim
@@ -144,6 +153,40 @@ class Prepared(Supertonic):
                 latent, heard = latent[: frames.n], heard.first(frames, n)
             latent = self.vector_estimator(frames, latent, heard, step, steps[:n])
         return torch.cat([latent, *reversed(done)])
+
+
+class PreparedDuration(nn.Module):
+    """Characters and voice to seconds at speed 1, in float64: (N,) ids to (B,)."""
+
+    def __init__(self, predictor: DurationPredictor, form: Form) -> None:
+        super().__init__()
+        encoder, head = predictor.sentence_encoder, predictor.predictor
+        characters = encoder.text_embedder.char_embedder.weight
+        # The sentence token becomes the last row, a character like any other.
+        token = encoder.sentence_token[0].T
+        self.embedding = form.constant(torch.cat([characters, token]))
+        self.convnext = blocks(encoder.convnext, form)
+        self.attention = [AttentionLayer(form, *parts) for parts in _layers(encoder.attn_encoder)]
+        self.proj_out = Dense(form, encoder.proj_out.net.weight[:, :, 0])
+        slope, layers = float(head.activation.weight), cast(list[nn.Linear], head.layers)
+        self.hidden = Dense(form, *scaled(layers[0]), activation="leaky_relu", slope=slope)
+        self.seconds = Dense(form, *scaled(layers[1]))
+
+    def forward(self, text_ids: Tensor, rows: Rows, style_dp: Tensor) -> Tensor:
+        token = text_ids.new_full((1,), len(self.embedding) - 1)
+        ids = torch.cat(
+            [part for own in torch.split(text_ids, rows.lengths) for part in (token, own)]
+        )
+        rows = Rows([n + 1 for n in rows.lengths], rows.device)
+        local = self.embedding.index_select(0, ids)
+        for block in self.convnext:
+            local = block(local, rows)
+        x = local
+        for layer in self.attention:
+            x = layer(x, rows)
+        sentence = self.proj_out((x + local).index_select(0, rows.starts))
+        heard = torch.cat([sentence, style_dp.flatten(1).to(sentence.dtype)], dim=1)
+        return self.seconds(self.hidden(heard)).flatten().exp()
 
 
 class PreparedText(nn.Module):
@@ -199,10 +242,8 @@ class Prompt:
         self.out = Dense(form, *scaled(attention.out_fc.linear))
 
     def __call__(self, x: Tensor, rows: Rows, style_ttl: Tensor, plus: Tensor) -> Tensor:
-        q = rows.split_heads(self.query(x), self.heads)
         v = split_heads(_per_row(self.value(style_ttl), rows), self.heads)
-        k = self.keys.expand(len(rows), -1, -1, -1)
-        return self.out(rows.merge_heads(attend(self.form, q, k, v, None)), plus=plus)
+        return self.out(attend(self.form, self.query(x), self.keys, v, rows), plus=plus)
 
 
 @dataclass(frozen=True)
@@ -212,15 +253,17 @@ class Heard:
     text_k: list[Tensor]  # per group (B, text heads, longest, d), rotated
     text_v: list[Tensor]
     style_v: list[Tensor]  # per group (B, style heads, n_style, d)
-    text_keys: Tensor | None
+    characters: Rows
     angles: tuple[Tensor, Tensor]  # cosine and sine per frame, (N, 1, d / 2)
 
     def first(self, frames: Rows, n_rows: int) -> "Heard":
+        characters = Rows(self.characters.lengths[:n_rows], self.characters.device)
+        longest = max(characters.lengths)
         return Heard(
-            [k[:n_rows] for k in self.text_k],
-            [v[:n_rows] for v in self.text_v],
+            [k[:n_rows, :, :longest] for k in self.text_k],
+            [v[:n_rows, :, :longest] for v in self.text_v],
             [v[:n_rows] for v in self.style_v],
-            None if self.text_keys is None else self.text_keys[:n_rows],
+            characters,
             (self.angles[0][: frames.n], self.angles[1][: frames.n]),
         )
 
@@ -270,7 +313,7 @@ class PreparedEstimator(nn.Module):
                 split_heads(_per_row(v, frames), self.style_heads)
                 for v in self.style_v(style_ttl).chunk(n, dim=1)
             ],
-            text_keys=characters.keys,
+            characters=characters,
             angles=self._angles(frames),
         )
 
@@ -314,7 +357,7 @@ class Group:
         self.before_style = blocks(before_style, form)
 
         text, style = on_text.attn, on_style.attention
-        self.text_heads, self.style_heads = text.heads, style.heads
+        self.text_heads = text.heads
         self.text_query = Dense(form, *scaled(text.W_query.linear, text.scale))
         self.text_out = Dense(form, *scaled(text.out_fc.linear))
         self.text_norm = Norm(form, on_text.norm.norm)
@@ -331,18 +374,15 @@ class Group:
         for block in self.before_text:
             x = block(x, rows)
 
-        q = rows.split_heads(
-            rotate(self.text_query(x), *heard.angles, self.text_heads), self.text_heads
-        )
+        q = rotate(self.text_query(x), *heard.angles, self.text_heads)
         k, v = heard.text_k[number], heard.text_v[number]
-        found = rows.merge_heads(attend(self.form, q, k, v, heard.text_keys))
+        found = attend(self.form, q, k, v, rows, heard.characters)
         x = self.text_norm(self.text_out(found, plus=x))
 
         for block in self.before_style:
             x = block(x, rows)
-        q = rows.split_heads(self.style_query(x), self.style_heads)
-        k = self.style_k.expand(len(rows), -1, -1, -1)
-        found = rows.merge_heads(attend(self.form, q, k, heard.style_v[number], None))
+        q = self.style_query(x)
+        found = attend(self.form, q, self.style_k, heard.style_v[number], rows)
         return self.style_norm(self.style_out(found, plus=x))
 
 

@@ -39,7 +39,7 @@ class Settings:
     )
     data_dir: str = _setting("data", "where finished long jobs are kept; web and files share it")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _setting("float32", "float32, bfloat16, or float16 (GPU only)")
+    precision: str = _setting("auto", "auto, float32, bfloat16, or float16 (GPU only)")
     max_batch: int = _setting(32, "most chunks in one batch", 1)
     max_wait_ms: float = _setting(5.0, "longest wait for company when more is known to be near", 0)
     max_batch_seconds: float = _setting(

@@ -275,7 +275,10 @@ def test_a_directory_without_weights_is_an_error_that_names_the_command(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int4"}, "precision 'int4' is not supported; this version has float32"),
+        (
+            {"precision": "int4"},
+            "precision 'int4' is not supported; this version has auto, float32",
+        ),
         ({"device": "abacus"}, "device 'abacus' is not one of auto, cpu, cuda"),
     ],
 )
