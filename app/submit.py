@@ -64,7 +64,7 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
         else:
             first = settings.first_chunk_chars
             if body.language == "ko":
-                first = max(20, first * 2 // 5)
+                first = max(8, first * 2 // 5)
             chunks = split_text(body.text, body.language, first_chars=first)
     except EmptyText as error:
         raise field_problem("text", body.text, str(error)) from None

@@ -42,7 +42,7 @@ SIZES = {"300k": 300_000, "30k": 30_000}
 def text_of(n_chunks: int) -> str:
     """A text that is cut into exactly so many chunks."""
     text = SENTENCE
-    while len(split_text(text, "en", first_chars=100)) < n_chunks:
+    while len(split_text(text, "en")) < n_chunks:
         text += " " + LONGER
     return text
 

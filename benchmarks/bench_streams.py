@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.listeners import BrokenStream, Listener
 from benchmarks.measure import describe, json_line, machine, percentile, table
 from benchmarks.service import Service
+from supertonic.text import split_text
 from tasks.events import EventStore, connect
 
 TEXT = (
@@ -28,7 +29,7 @@ TEXT = (
     "something to listen to. This sentence is there to make a third piece, which nobody needs "
     "before the second one has been heard; and this is the end of it, after a few more words."
 )
-N_CHUNKS = 3
+N_CHUNKS = len(split_text(TEXT, "en"))
 LIMIT_S = 300.0
 # A message on its way to the worker cannot be chosen yet; nor does one clock tick make an order.
 TRANSIT_S = 0.02

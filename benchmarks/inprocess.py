@@ -69,7 +69,7 @@ async def stream(request: Request) -> StreamingResponse:
 
 
 async def events(batcher: Batcher, body: dict[str, Any]) -> AsyncIterator[str]:
-    chunks = split_text(body["text"], "en", first_chars=100)
+    chunks = split_text(body["text"], "en")
     spoken = [
         batcher.add(Utterance(chunk.text, "en", "M1", 2, 1.05, 0, index))
         for index, chunk in enumerate(chunks)

@@ -1,4 +1,4 @@
-"""Where a paragraph may be cut: after a sentence, else after a clause, else between words.
+"""Where a paragraph may be cut: after a sentence, else a clause, else a phrase, else a word.
 
 Works on offsets into the paragraph, so no character can be lost or repeated. Wrongly joining two
 sentences goes unheard, wrongly parting "Dr." from "Smith" does not: in doubt, nothing ends.
@@ -7,7 +7,7 @@ sentences goes unheard, wrongly parting "Dr." from "Smith" does not: in doubt, n
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,11 +24,16 @@ class Break(StrEnum):
 
 @dataclass(frozen=True)
 class Size:
-    """Lengths in characters: pack up to target, stretch to longest for a whole sentence."""
+    """Lengths in characters: pack up to target, stretch to longest for a whole sentence.
+
+    An opening is kept short: any good place up to target comes before a better one beyond it, and
+    a phrase may end it.
+    """
 
     target: int
     longest: int
     shortest: int  # pieces below it are avoided where another cut allows it
+    is_opening: bool = False
 
 
 # In any of the languages: a word from one of them seldom ends a sentence in another.
@@ -56,20 +61,53 @@ _SENTENCE_MARK = re.compile(
 _CLAUSE_MARK = re.compile(
     rf"[,;:]{_CLOSING}*+(?: [»›])?(?= )|(?<= )[-–](?= )|--(?=[^-])|[—，、；：]"
 )
+# Words that begin a phrase, in any of the languages, as long as they mean nothing else in another:
+# French "car" and "mais" and Spanish "se" are missing for that reason.
+_CONJUNCTIONS = (
+    "and or but nor because although though whereas while unless until which who whose where when"
+    " whether if that y e o u ni si que pero sino porque aunque cuando donde mientras como et ou"
+    " donc quand lorsque puisque parce tandis où qui dont comme mas pois porém quando onde enquanto"
+    " embora"
+).split()
+_PREPOSITIONS = (
+    "to in on at by for from with without into onto after before during through between among"
+    " about against under over para por con com sin sem desde hasta até entre sobre durante contra"
+    " según pour par avec sans dans chez vers depuis pendant sur sous contre après avant"
+).split()
+# Korean puts the sign behind the phrase: endings that join clauses, then particles.
+_CLAUSE_ENDINGS = "고 며 면 지만 는데 니까 서 도록 려고 거나 든지".split()
+_PARTICLES = "은 는 에게 에 으로 로".split()
 
 
-def cut_paragraph(paragraph: str, first: Size, rest: Size) -> Iterator[tuple[str, Break]]:
+def _phrase_mark(beginnings: list[str], endings: list[str]) -> re.Pattern[str]:
+    """Matches up to where a phrase ends."""
+    return re.compile(rf"(?i)(?= (?:{'|'.join(beginnings)}) )|[가-힣](?:{'|'.join(endings)})(?= )")
+
+
+# The better one first.
+_PHRASE_MARKS = (
+    _phrase_mark(_CONJUNCTIONS, _CLAUSE_ENDINGS),
+    _phrase_mark(_PREPOSITIONS, _PARTICLES),
+)
+_LONGEST_BEGINNING = 12
+
+
+def cut_paragraph(
+    paragraph: str, size: Size, size_after: Callable[[str, Size], Size] | None = None
+) -> Iterator[tuple[str, Break]]:
     """The pieces of a paragraph whose words are one space apart, each with its kind of break.
 
-    No piece is longer than its size allows; the first piece follows its own size.
+    No piece is longer than its size allows. ``size_after`` is asked after each piece for the size
+    of the next one; without it all have one size.
     """
     ends = _Ends(paragraph)
-    start, size = 0, first
+    start = 0
     while start < len(paragraph):
         end, kind = ends.choose(start, size)
         yield paragraph[start:end], kind
+        if size_after:
+            size = size_after(paragraph[start:end], size)
         start = end + paragraph.startswith(" ", end)
-        size = rest
 
 
 class _Ends:
@@ -95,6 +133,8 @@ class _Ends:
 
     def choose(self, start: int, size: Size) -> tuple[int, Break]:
         """Where the piece that begins at start should end."""
+        if size.is_opening:
+            return self._open(start, size)
         total = len(self.paragraph)
         soonest = start + max(size.shortest, 1)
         target, latest = start + size.target, start + size.longest
@@ -109,10 +149,47 @@ class _Ends:
             )
             if end:
                 return end, Break.PARAGRAPH if end == total else kind
-        for ends, kind in (*by_kind, (self.words, Break.WORD)):
+        for ends, kind in by_kind:
             if end := _last(ends, start + 1, target):
                 return end, kind
+        for ends in (*self._phrases(start, target), self.words):
+            if end := _last(ends, start + max(1, size.target // 2), target):
+                return end, Break.WORD
+        if end := _last(self.words, start + 1, target):
+            return end, Break.WORD
         return self._inside_a_word(start, target), Break.WORD
+
+    def _open(self, start: int, size: Size) -> tuple[int, Break]:
+        """Where the text's first piece should end: early, but where one may take breath."""
+        total = len(self.paragraph)
+        if total <= start + size.longest:
+            return total, Break.PARAGRAPH
+        latest = min(start + size.longest, total - size.shortest)  # leaves no scrap behind
+        target = min(start + size.target, latest)
+        soonest = start + max(size.shortest, 1)
+        by_kind = ((self.sentences, Break.SENTENCE), (self.clauses, Break.CLAUSE))
+        for ends, kind in by_kind:
+            if end := _last(ends, soonest, target):
+                return end, kind
+        # Still better than a phrase: the model speaks what ends without a mark as if it were over.
+        for ends, kind in by_kind:
+            if end := _first(ends, target, latest):
+                return end, kind
+        phrases = list(self._phrases(start, latest))
+        for ends in phrases:
+            if end := _last(ends, max(soonest, start + size.target // 2), target):
+                return end, Break.WORD
+        for ends in phrases:
+            if end := _first(ends, target, latest):
+                return end, Break.WORD
+        if end := _last(self.words, start + 1, target) or _first(self.words, target, latest):
+            return end, Break.WORD
+        return self._inside_a_word(start, start + size.target), Break.WORD
+
+    def _phrases(self, start: int, latest: int) -> Iterator[list[int]]:
+        for mark in _PHRASE_MARKS:
+            found = mark.finditer(self.paragraph, start, latest + _LONGEST_BEGINNING)
+            yield [match.end() for match in found]
 
     def _inside_a_word(self, start: int, target: int) -> int:
         # An accent or a jamo belongs to the character before it. Eight steps back are plenty;

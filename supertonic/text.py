@@ -144,8 +144,9 @@ def _is_readable(letter: str) -> bool:
 # The published graphs take fewer than 1,000 ids, tags included. Decomposed Hangul needs two or
 # three per syllable, so a limit in characters alone does not keep a chunk below it.
 _MAX_IDS = 999
-_FIRST_CHARS = {"ko": 40}  # elsewhere 100
+_FIRST_CHARS = {"ko": 24}  # elsewhere 60
 _TARGET_CHARS = {"ko": 120}  # elsewhere 300, as in the official clients
+_GROWTH = 2  # of a chunk over the one before, which is heard while it is spoken
 _BLANK_LINE = re.compile(r"\n\s*\n|\u2029")
 
 
@@ -167,18 +168,21 @@ def split_text(
 ) -> list[TextChunk]:
     """Cut text into chunks of whole sentences, none above max_chars or 999 ids.
 
-    The first chunk is short, so that sound starts early: it aims at first_chars and stretches by
-    a third before it cuts through a clause. A sentence between target_chars and max_chars stays
-    whole. Words keep their order and spelling; runs of white space become one space. A piece with
-    nothing to say, such as a row of asterisks, joins a neighbour, or goes if it fits neither.
-    Raises EmptyText when nothing can be spoken, UnknownLanguage, and ValueError for a limit
-    below 1.
+    The first chunk is short, so that sound starts early: at most first_chars, and two thirds of
+    that where a sentence, a clause or a phrase ends so early. The second aims at twice its length,
+    and so on until target_chars, so that each can be spoken while the one before it is heard;
+    first_chars of target_chars or more leaves that out. A sentence between target_chars and
+    max_chars stays whole. Words keep their order and spelling; runs of white space become one
+    space. A piece with nothing to say, such as a row of asterisks, joins a neighbour, or goes if it
+    fits neither. Raises EmptyText when nothing can be spoken, UnknownLanguage, and ValueError for
+    a limit below 1.
     """
     check_language(language)
-    first, rest = _sizes(language, first_chars, target_chars, max_chars)
+    sizes = _Sizes(language, first_chars, target_chars, max_chars)
+    rest = sizes.rest
     chunks: list[TextChunk] = []
     opening = ""  # has nothing to say and waits for the first chunk
-    for piece in _pieces(text, first, rest):
+    for piece in _pieces(text, sizes):
         before = chunks[-1].text if chunks else opening
         joined = f"{before} {piece.text}".lstrip()
         fits = len(joined) <= rest.longest and _count_ids(joined) <= _MAX_IDS
@@ -199,31 +203,59 @@ def split_text(
     return chunks
 
 
-def _sizes(
-    language: str, first_chars: int | None, target_chars: int | None, max_chars: int | None
-) -> tuple[Size, Size]:
-    """The sizes of the first chunk and of the others."""
-    for limit in (first_chars, target_chars, max_chars):
-        if limit is not None and limit < 1:
-            raise ValueError(f"chunk lengths must be at least 1 character, got {limit}")
-    usual_first = _FIRST_CHARS.get(language, 100)
-    target = target_chars or _TARGET_CHARS.get(language, 300)
-    longest = max_chars or target
-    target = min(target, longest)
-    first = min(first_chars or usual_first, target)
-    shortest = usual_first // 5
-    return (
-        Size(first, min(first + first // 3, longest), min(shortest, first // 2)),
-        Size(target, longest, min(shortest, target // 2)),
-    )
+class _Sizes:
+    """How long each chunk should be: the first, the growing ones behind it, and the rest."""
+
+    def __init__(
+        self,
+        language: str,
+        first_chars: int | None,
+        target_chars: int | None,
+        max_chars: int | None,
+    ) -> None:
+        for limit in (first_chars, target_chars, max_chars):
+            if limit is not None and limit < 1:
+                raise ValueError(f"chunk lengths must be at least 1 character, got {limit}")
+        usual_first = _FIRST_CHARS.get(language, 60)
+        target = target_chars or _TARGET_CHARS.get(language, 300)
+        longest = max_chars or target
+        target = min(target, longest)
+        first = min(first_chars or usual_first, target)
+        self.shortest = usual_first // 3
+        self.least = usual_first * 2 // 3
+        self.rest = Size(target, longest, min(self.shortest, target // 2))
+        self.first = self.rest
+        if first < target:
+            self.first = Size(max(1, first * 2 // 3), first, first // 5, is_opening=True)
+
+    def after(self, piece: str, size: Size) -> Size:
+        """The size of the chunk that follows a piece of this size."""
+        if size == self.rest:
+            return size
+        if not size.is_opening:
+            target = _GROWTH * size.target
+        elif _is_speakable(piece):
+            # A very short piece is no measure: half a second of sound covers nothing.
+            target = max(self.least, _GROWTH * len(piece))
+        else:
+            return size
+        if target >= self.rest.target:
+            return self.rest
+        longest = min(target * 3 // 2, self.rest.longest)
+        return Size(target, longest, min(self.shortest, target // 2))
 
 
-def _pieces(text: str, first: Size, rest: Size) -> Iterator[TextChunk]:
+def _pieces(text: str, sizes: _Sizes) -> Iterator[TextChunk]:
+    size = sizes.first
     for paragraph in _BLANK_LINE.split(text):
-        for piece, kind in cut_paragraph(" ".join(paragraph.split()), first, rest):
+
+        def size_after(piece: str, before: Size) -> Size:
+            nonlocal size
+            size = sizes.after(piece, before)
+            return size
+
+        for piece, kind in cut_paragraph(" ".join(paragraph.split()), size, size_after):
             yield from _within_ids(piece, kind)
-            if _is_speakable(piece):
-                first = rest
 
 
 def _within_ids(text: str, kind: Break) -> Iterator[TextChunk]:
@@ -233,7 +265,7 @@ def _within_ids(text: str, kind: Break) -> Iterator[TextChunk]:
         return
     length = len(text) * _MAX_IDS // n_ids
     size = Size(length, length, length // 4)
-    for piece, inner_kind in cut_paragraph(text, size, size):
+    for piece, inner_kind in cut_paragraph(text, size):
         yield from _within_ids(piece, kind if inner_kind is Break.PARAGRAPH else inner_kind)
 
 

@@ -2,7 +2,7 @@ import string
 import time
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from supertonic.chunking import Size, cut_paragraph
@@ -67,7 +67,7 @@ def squeeze(text: str) -> str:
 )
 def test_sentences_end_where_a_reader_would_end_them(parts: str) -> None:
     paragraph = parts.replace("|", " ") if "。" not in parts else parts.replace("|", "")
-    pieces = cut_paragraph(paragraph, EACH_SENTENCE, EACH_SENTENCE)
+    pieces = cut_paragraph(paragraph, EACH_SENTENCE)
     assert [text for text, _ in pieces] == parts.split("|")
 
 
@@ -91,7 +91,7 @@ def test_sentences_end_where_a_reader_would_end_them(parts: str) -> None:
 def test_a_sentence_without_room_is_cut_after_a_clause_else_between_words(parts: str) -> None:
     head, tail = parts.split("|")
     size = Size(target=len(head) + 2, longest=len(head) + 2, shortest=3)
-    (text, kind), *_ = cut_paragraph(f"{head}{'' if head[-1] == '—' else ' '}{tail}", size, size)
+    (text, kind), *_ = cut_paragraph(f"{head}{'' if head[-1] == '—' else ' '}{tail}", size)
     assert text == head
     assert kind is (Break.CLAUSE if head[-1] in ",;:—–-….»" else Break.WORD)
 
@@ -111,8 +111,8 @@ def test_a_cut_inside_a_word_keeps_accents_and_jamo_with_their_letter() -> None:
 def test_whole_sentences_are_packed_up_to_the_target() -> None:
     sentence = "This is a sentence of forty characters.."[:39] + "."
     chunks = split_text(" ".join([sentence] * 20), "en")
-    assert [len(text) for text in texts(chunks)] == [81, 286, 286, 163]
-    assert [chunk.ends_at for chunk in chunks] == ["sentence"] * 3 + ["end"]
+    assert [len(text) for text in texts(chunks)] == [40, 40, 122, 286, 286, 40]
+    assert [chunk.ends_at for chunk in chunks] == ["sentence"] * 5 + ["end"]
 
 
 def test_korean_chunks_are_shorter_than_the_others() -> None:
@@ -120,7 +120,7 @@ def test_korean_chunks_are_shorter_than_the_others() -> None:
     longest = {language: max(map(len, texts(split_text(text, language)))) for language in LANGUAGES}
     assert 100 < longest.pop("ko") <= 120
     assert all(250 < length <= 300 for length in longest.values())
-    assert len(split_text(text, "ko")[0].text) <= 40
+    assert len(split_text(text, "ko")[0].text) <= 24
 
 
 def test_a_sentence_between_target_and_maximum_stays_whole() -> None:
@@ -141,31 +141,68 @@ SECOND = " Then comes a second sentence that is long enough to need a chunk of i
 
 
 @pytest.mark.parametrize(
-    ("sentence", "first"),
+    ("sentence", "kind"),
     [
-        (
-            "A sentence that fits into the first chunk.",
-            "A sentence that fits into the first chunk.",
-        ),
-        ("A sentence of some more than sixty characters stays whole too.", None),
-        (
-            "A clause that fits comes first, and then the sentence goes on for too long, really.",
-            "A clause that fits comes first,",
-        ),
-        (
-            "A clause that only just does not fit into the first sixty chars, and then more of it.",
-            "A clause that only just does not fit into the first sixty chars,",
-        ),
-        (
-            "Without any clause to end at there is nothing left but to cut it in between words.",
-            "Without any clause to end at there is nothing left but to",
-        ),
-        ("Oh. So a tiny sentence is no chunk, if a clause fits as well here.", None),
+        # What follows the bar is left for the next chunk.
+        ("A sentence that fits into the opening.", "sentence"),
+        ("A sentence beyond forty characters stays whole as well.", "sentence"),
+        ("A clause comes first,| and then the sentence goes on for too long, really.", "clause"),
+        ("A clause of more than forty characters is stretched for,| and then more of it.", "clause"),
+        ("Without any clause to end at| but with a conjunction in the middle of it.", "word"),
+        ("The little brown fox was running| from the enormous and very hungry wolf.", "word"),
+        ("Whoever speaks extraordinarily long| words unfortunately remains unheard by all", "word"),
+        ("Oh. So a tiny sentence is no chunk,| if a clause fits as well here.", "clause"),
+        ("Hier soir nous sommes allés au marché| qui se trouve derrière la gare.", "word"),
+        ("Ayer fuimos al mercado del pueblo| y compramos muchas cosas para cenar.", "word"),
     ],
 )
-def test_the_first_chunk_ends_early_but_not_in_mid_clause(sentence: str, first: str | None) -> None:
-    chunks = split_text(sentence + SECOND * 3, "en", first_chars=60)
-    assert chunks[0].text == (first or sentence)
+def test_the_first_chunk_ends_early_but_where_one_may_take_breath(
+    sentence: str, kind: str
+) -> None:
+    first = sentence.split("|")[0]
+    chunks = split_text(sentence.replace("|", "") + SECOND * 3, "en")
+    assert (chunks[0].text, chunks[0].ends_at.value) == (first, kind)
+
+
+def test_a_korean_first_chunk_ends_after_an_ending_or_a_particle() -> None:
+    text = "저는 오늘 아침에 일찍 일어나서 학교에 갔습니다만 아무도 없어서 집으로 돌아왔습니다."
+    first = split_text(text, "ko")[0]
+    assert first.text == "저는 오늘 아침에"
+    assert first.ends_at is Break.WORD
+
+
+def test_a_text_hardly_longer_than_a_first_chunk_is_one() -> None:
+    assert len(split_text("Hello there, this is a test, and it is a short one, isn't it?", "en")) == 2
+    assert len(split_text("Hello there, this is a test, and it is a short one.", "en")) == 1
+
+
+def test_chunks_grow_from_the_first_to_the_usual_size() -> None:
+    """Each is spoken while those before it are heard, so none may be much longer than they are."""
+    sentences = " ".join(f"Number {number} is here, and so are you." for number in range(40))
+    without_marks = " ".join(["word"] * 300)
+    for text in (sentences, without_marks):
+        lengths = [len(chunk) for chunk in texts(split_text(text, "en"))]
+        assert lengths[0] <= 60 and max(lengths) > 200
+        for number, length in enumerate(lengths[1:], 1):
+            assert length <= 3 * sum(lengths[:number])
+
+
+def test_a_first_chunk_of_the_usual_size_leaves_no_small_ones_behind_it() -> None:
+    text = " ".join(f"Number {number} is here, and so are you." for number in range(40))
+    lengths = [len(chunk) for chunk in texts(split_text(text, "en", first_chars=300))]
+    assert min(lengths[:-1]) > 200
+
+
+@relaxed
+@given(prose, st.integers(20, 100))
+def test_the_first_chunk_is_never_longer_than_allowed_nor_cut_inside_a_word(
+    text: str, limit: int
+) -> None:
+    words_of_text = text.split()
+    assume(any(map(str.isalnum, text)) and max(map(len, words_of_text)) < limit * 2 // 3)
+    first = split_text(text, "en", first_chars=limit)[0].text
+    assert len(first) <= limit
+    assert first.split() == words_of_text[: len(first.split())]
 
 
 def test_a_tiny_sentence_is_not_left_alone() -> None:
@@ -186,7 +223,7 @@ def test_the_first_spoken_chunk_is_short_even_after_a_row_of_emoji() -> None:
     chunks = split_text(
         "🎉 🎉\n\n" + "Ten words make up a sentence that is not that long. " * 9, "en"
     )
-    assert len(chunks[0].text) <= 110 < len(chunks[1].text)
+    assert chunks[0].text == "🎉 🎉 Ten words make up a sentence that is not that long."
 
 
 @pytest.mark.parametrize(
@@ -203,7 +240,7 @@ def test_what_cannot_be_spoken_alone_joins_a_neighbour(text: str, expected: list
 
 def test_a_row_of_symbols_too_long_for_any_chunk_goes_and_no_word_with_it() -> None:
     chunks = split_text("One, " + "-" * 1000 + " two.", "en")
-    assert [text.replace("-", "") for text in texts(chunks)] == ["One,", " two."]
+    assert [text.replace("-", "").split() for text in texts(chunks)] == [["One,"], ["two."]]
 
 
 @pytest.mark.parametrize("text", ["", " \n\n ", "🙂 🎉", "...", "?!\n\n—", "你好。"])

@@ -24,7 +24,7 @@ def test_without_variables_the_documented_defaults_hold() -> None:
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert (settings.model, settings.model_dir) == ("auto", "models/supertonic-2")
     assert (settings.max_batch, settings.max_wait_ms) == (32, 5.0)
-    assert (settings.first_chunk_chars, settings.max_text_chars) == (100, 50_000)
+    assert (settings.first_chunk_chars, settings.max_text_chars) == (60, 50_000)
     assert settings.api_key_list == () and settings.admin_key == ""
 
 
