@@ -45,7 +45,9 @@ class Settings:
     max_batch_seconds: float = _setting(
         160.0, "most estimated audio seconds in one batch; a first chunk waits for no more", 1
     )
-    first_chunk_chars: int = _setting(60, "most characters of the first chunk; Korean: 0.4 of it", 20)
+    first_chunk_chars: int = _setting(
+        60, "most characters of the first chunk; Korean: 0.4 of it", 20
+    )
     max_text_chars: int = _setting(50_000, "longest text accepted", 1)
     max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
