@@ -6,7 +6,8 @@ gets for an utterance depends on that utterance alone, never on what else was in
 
 import hashlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from supertonic.config import ModelConfig
 from supertonic.errors import ConfigError, UnknownVoice, WeightsError
 from supertonic.model import Batch, Supertonic
-from supertonic.prepared import check_precision, has_fast_bfloat16, prepare
+from supertonic.prepared import (
+    FIRST_SLICE,
+    Prepared,
+    check_precision,
+    has_fast_bfloat16,
+    prepare,
+)
 from supertonic.text import LANGUAGES, VOCABULARY, encode
 from supertonic.voices import Style, load_styles
 from supertonic.weights import load_weights
@@ -47,6 +54,26 @@ class Utterance:
 class Audio:
     samples: np.ndarray  # (N,) float32, as the model made them
     sample_rate: int
+
+
+OnSlice = Callable[[int, np.ndarray], None]
+
+
+class SliceRate:
+    """How long decoding takes here, as measured while it happens."""
+
+    def __init__(self, first_slice_s: float) -> None:
+        self.first_slice_s = first_slice_s  # of audio
+        self.s_per_audio_s = 0.0
+
+    def heard(self, s_per_audio_s: float) -> None:
+        # A moving mean: other jobs come and go on the machine.
+        known = self.s_per_audio_s or s_per_audio_s
+        self.s_per_audio_s = known + 0.2 * (s_per_audio_s - known)
+
+    def save_s(self, audio_s: float) -> float:
+        """What comes after the first slice need not be waited for."""
+        return max(0.0, audio_s - self.first_slice_s) * self.s_per_audio_s
 
 
 class Engine:
@@ -80,6 +107,7 @@ class Engine:
         # and of one long one in five (measured). A row would then be longer than it is alone,
         # and sometimes by a frame, with other noise.
         self.model.duration_predictor.double()
+        self.slices = SliceRate(FIRST_SLICE * model.config.samples_per_frame / self.sample_rate)
         self.size_per_pass = size_per_pass(model.config, device)
         cores = 1 if _is_small(model.config) else torch.get_num_threads()
         if device == "cpu" and (cores == 1 or precision != "float32"):
@@ -93,8 +121,14 @@ class Engine:
                 cores, "core", initializer=lambda: torch.set_num_threads(1)
             )
 
-    def synthesize(self, utterances: list[Utterance]) -> list[Audio]:
+    def synthesize(
+        self, utterances: list[Utterance], on_slice: OnSlice | None = None
+    ) -> list[Audio]:
         """Speak each utterance, in order.
+
+        Where all fit one pass, `on_slice(i, samples)` hears utterance i's samples in pieces as
+        they are made, the first after a quarter of a second of sound; all of them are in the
+        answer too. It is called in the caller's thread.
 
         Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
         """
@@ -106,6 +140,8 @@ class Engine:
         def run(rows: list[int]) -> list[Audio]:
             return self._run([text_ids[i] for i in rows], [utterances[i] for i in rows])
 
+        if on_slice is not None and len(passes) == 1 and isinstance(self.model, Prepared):
+            return self._run_in_slices(self.collate(text_ids, utterances), on_slice)
         if self._cores is not None and len(passes) > 1:
             # One pass per core: nobody waits for another's half of a matrix product. The longest
             # first, so that all cores are done at about the same time.
@@ -125,9 +161,33 @@ class Engine:
             for waveform, n in zip(waveforms.cpu().numpy(), n_samples, strict=True)
         ]
 
+    @torch.inference_mode()
+    def _run_in_slices(self, batch: Batch, on_slice: OnSlice) -> list[Audio]:
+        assert isinstance(self.model, Prepared)
+        pieces: list[list[np.ndarray]] = [[] for _ in batch.steps]
+        computing_s = audio_s = 0.0
+        started = 0.0
+        for row, samples in self.model.slices(batch):
+            piece = samples.cpu().numpy()
+            if started:  # the first slice's time holds the whole way to the latent
+                computing_s += time.perf_counter() - started
+                audio_s += len(piece) / self.sample_rate
+            pieces[row].append(piece)
+            on_slice(row, piece)
+            started = time.perf_counter()
+        if audio_s:
+            self.slices.heard(computing_s / audio_s)
+        return [Audio(np.concatenate(own), self.sample_rate) for own in pieces]
+
+    def slices_save_s(self, audio_s: float) -> float:
+        """How much sooner a listener hears something when so much audio is made in slices."""
+        return self.slices.save_s(audio_s)
+
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for memory and kernels to be set up."""
-        self.synthesize([Utterance("Hello.", "en", self.voices[0], 2, 1.0, 0, 0)])
+        hello = Utterance("Hello, this is me.", "en", self.voices[0], 2, 1.0, 0, 0)
+        self.synthesize([hello])
+        self.synthesize([hello], lambda i, samples: None)
 
     def device_memory_bytes(self) -> int:
         """Memory taken on a CUDA device, 0 elsewhere."""

@@ -239,6 +239,20 @@ class Rows:
         return merged if self.is_even else merged.index_select(0, self._places[1])
 
 
+class Past:
+    """What the causal convolutions have seen of one row so far, when it is decoded in slices."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Tensor] = {}  # by layer: its last frames
+
+    def before(self, layer: object, x: Tensor, reach: int) -> Tensor:
+        """(N, C) to (reach + N, C): the frames before x, or its first one repeated."""
+        seen = self._seen.get(id(layer))
+        x = torch.cat([x[:1].expand(reach, -1) if seen is None else seen, x])
+        self._seen[id(layer)] = x[len(x) - reach :]
+        return x
+
+
 class Depthwise:
     """One filter per channel along time: (N, C) to (N, C).
 
@@ -260,10 +274,9 @@ class Depthwise:
                 image, [0, 0], [1, 1], [1, self.dilation], len(image), shape
             )
 
-    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
-        take, keep = rows.around(self.left, self.right)
-        padded = x.index_select(0, take)
-        y = self._packed(padded) if self.is_packed else self._plain(padded)
+    def __call__(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
+        x, keep = _with_edges(self, x, rows, self.left, self.right, past)
+        y = self._packed(x) if self.is_packed else self._plain(x)
         return y if keep is None else y.index_select(0, keep)
 
     def _packed(self, x: Tensor) -> Tensor:
@@ -292,12 +305,21 @@ class Window:
     def __init__(self, kernel: int, dense: Dense) -> None:
         self.kernel, self.dense = kernel, dense
 
-    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
-        take, keep = rows.around(self.kernel - 1, 0)
-        x = x.index_select(0, take)
+    def __call__(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
+        x, keep = _with_edges(self, x, rows, self.kernel - 1, 0, past)
         n, channels = len(x) - self.kernel + 1, x.shape[1]
         seen = x.as_strided((n, self.kernel * channels), (channels, 1))
         return self.dense((seen if keep is None else seen.index_select(0, keep)).contiguous())
+
+
+def _with_edges(
+    layer: object, x: Tensor, rows: Rows, left: int, right: int, past: Past | None
+) -> tuple[Tensor, Tensor | None]:
+    """x with what a convolution sees beside it, and which frames of its output to keep."""
+    if past is not None:
+        return past.before(layer, x, left), None
+    take, keep = rows.around(left, right)
+    return x.index_select(0, take), keep
 
 
 class ConvNeXtBlock:
@@ -317,8 +339,8 @@ class ConvNeXtBlock:
         self.up = Dense(form, *scaled(block.pwconv1), activation="gelu")
         self.down = Dense(form, *scaled(block.pwconv2, block.gamma.flatten()))
 
-    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
-        y = self.dwconv(x, rows)
+    def __call__(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
+        y = self.dwconv(x, rows, past)
         parts = self.form.parts(len(x))
         if len(parts) == 1:
             return self._mix(x, y)

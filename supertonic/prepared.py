@@ -10,7 +10,9 @@ predicted in float64 always, so that sample counts are the same everywhere.
 import contextlib
 import copy
 import ctypes
+import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,6 +26,7 @@ from supertonic.kernels import (
     Dense,
     Form,
     Norm,
+    Past,
     RelativeSelfAttention,
     Rows,
     Window,
@@ -38,6 +41,7 @@ from supertonic.text_encoder import PromptAttention, TextEncoder
 from supertonic.vector_estimator import StyleCondition, TextCondition, VectorEstimator
 from supertonic.vocoder import Vocoder
 
+FIRST_SLICE = 4  # frames; 0.28 s
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -98,6 +102,29 @@ class Prepared(Supertonic):
 
     def forward(self, batch: Batch, draw: Draw = draw_noise) -> tuple[Tensor, list[int]]:
         """Waveforms (B, N) and how many samples of each row are its own."""
+        latent, frames, order, n_samples = self._latent(batch, draw)
+        waveform = self.vocoder(latent, frames)
+        whole = waveform.split([n * self.config.samples_per_frame for n in frames.lengths])
+        by_row = dict(zip(order, whole, strict=True))
+        rows = [by_row[row] for row in range(len(order))]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), n_samples
+
+    def slices(self, batch: Batch, draw: Draw = draw_noise) -> Iterator[tuple[int, Tensor]]:
+        """The same samples piece by piece, as (row, samples): all rows' first slices first."""
+        latent, frames, order, n_samples = self._latent(batch, draw)
+        cuts = [[0, *slice_ends(n)] for n in frames.lengths]
+        pasts = [Past() for _ in order]
+        starts = [sum(frames.lengths[:i]) for i in range(len(order))]
+        for number in range(1, max(map(len, cuts))):
+            for row, start, cut, past in zip(order, starts, cuts, pasts, strict=True):
+                if number < len(cut):
+                    begin, end = cut[number - 1 : number + 1]
+                    part = Rows([end - begin], frames.device)
+                    samples = self.vocoder(latent[start + begin : start + end], part, past)
+                    yield row, samples[: n_samples[row] - begin * self.config.samples_per_frame]
+
+    def _latent(self, batch: Batch, draw: Draw) -> tuple[Tensor, Rows, list[int], list[int]]:
+        """Packed latent, its rows, which rows of the batch they are, and samples per row there."""
         # Rows with many steps first: those still at work are then the first few of the batch.
         order = sorted(range(len(batch.steps)), key=lambda row: -batch.steps[row])
         n_samples = self.durations(batch)
@@ -114,12 +141,7 @@ class Prepared(Supertonic):
 
         text_emb = self.text_encoder(text_ids, characters, style_ttl)
         latent = self.denoise(noise, frames, text_emb, characters, style_ttl, steps)
-        waveform = self.vocoder(latent, frames)
-
-        whole = waveform.split([n * self.config.samples_per_frame for n in n_frames])
-        by_row = dict(zip(order, whole, strict=True))
-        rows = [by_row[row] for row in range(len(order))]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), n_samples
+        return latent, frames, order, n_samples
 
     def durations(self, batch: Batch) -> list[int]:
         lengths = batch.text_lengths.tolist()
@@ -409,14 +431,26 @@ class PreparedVocoder(nn.Module):
         self.layer1 = window(form, decoder.head.layer1.net, scale, shift, slope)
         self.layer2 = Dense(form, decoder.head.layer2.weight[:, :, 0])
 
-    def forward(self, latent: Tensor, rows: Rows) -> Tensor:
+    def forward(self, latent: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
+        """With `past`, one row's next frames: it remembers what the convolutions look back at."""
         # Channel 6c + r of frame l is channel c of base frame 6l + r.
         base_frames = latent.view(rows.n, self.ldim, -1).mT
         rows = rows.times(base_frames.shape[1])
-        x = self.embed(base_frames.reshape(rows.n, self.ldim), rows)
+        x = self.embed(base_frames.reshape(rows.n, self.ldim), rows, past)
         for block in self.blocks:
-            x = block(x, rows)
-        return self.layer2(self.layer1(x, rows)).flatten()
+            x = block(x, rows, past)
+        return self.layer2(self.layer1(x, rows, past)).flatten()
+
+
+def slice_ends(n_frames: int) -> list[int]:
+    """Where slices of a row end: a short one to begin with, each twice as long as the last.
+
+    While one is heard, the next is computed; and few slices cost little. A last piece of less than
+    half its turn goes with the one before it.
+    """
+    sizes = [FIRST_SLICE << k for k in range(n_frames.bit_length())]
+    ends = zip(itertools.accumulate(sizes), sizes, strict=True)
+    return [end for end, size in ends if n_frames - end >= size] + [n_frames]
 
 
 def _per_row(packed: Tensor, rows: Rows) -> Tensor:

@@ -308,3 +308,19 @@ def test_an_impossible_config_is_refused_by_key(tmp_path: Path, spoil, message: 
     path.write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         load_engine(str(tmp_path / "voice"))
+
+
+def test_slices_are_heard_in_order_and_are_the_audio(tiny: Engine) -> None:
+    said = [utterance("A sentence that is long enough for some slices."), utterance("Another.")]
+    heard: list[list[np.ndarray]] = [[], []]
+    audio = tiny.synthesize(said, lambda i, samples: heard[i].append(samples))
+    for whole, pieces, expected in zip(audio, heard, tiny.synthesize(said), strict=True):
+        assert np.array_equal(whole.samples, np.concatenate(pieces))
+        assert np.abs(whole.samples - expected.samples).max() <= 1e-5
+    assert len(heard[0]) >= 3 and len(heard[0][0]) / 44100 < 0.3
+
+
+def test_what_slices_save_is_measured_and_grows_with_the_audio(tiny: Engine) -> None:
+    tiny.warm_up()
+    assert tiny.slices_save_s(0.2) == 0.0
+    assert 0 < tiny.slices_save_s(2.0) < tiny.slices_save_s(8.0)

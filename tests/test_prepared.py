@@ -22,7 +22,7 @@ from supertonic.errors import ConfigError
 from supertonic.kernels import Rows
 from supertonic.layers import Span
 from supertonic.model import Batch, Supertonic
-from supertonic.prepared import Prepared, prepare
+from supertonic.prepared import Prepared, prepare, slice_ends
 from supertonic.text import encode
 from supertonic.voices import VOICES
 from supertonic.weights import load_weights
@@ -219,6 +219,36 @@ def test_a_row_alone_equals_the_row_in_a_batch(request: pytest.FixtureRequest, f
     batch = replace(short_mixed_batch(6), steps=[2, 5, 1, 3, 2, 4])
     alone = [waveforms(model, row(batch, i))[0] for i in range(6)]
     assert largest_error(waveforms(model, batch), alone) <= ROW[form]
+
+
+# Slices
+
+
+def test_slices_begin_short_grow_and_cover_every_frame() -> None:
+    assert slice_ends(1) == [1] and slice_ends(7) == [7] and slice_ends(8) == [4, 8]
+    assert slice_ends(100) == [4, 12, 28, 60, 100]
+    for n in range(1, 300):
+        sizes = np.diff([0, *slice_ends(n)])
+        assert sizes.sum() == n and (sizes > 0).all() and sizes[0] <= 7
+        assert (sizes[1:] < 4 * sizes[:-1]).all()
+
+
+@pytest.mark.parametrize("form", ["prepared", "bfloat16"])
+def test_decoding_in_slices_gives_the_samples_of_decoding_it_whole(
+    request: pytest.FixtureRequest, form: str
+) -> None:
+    model: Prepared = request.getfixturevalue(form)
+    batch = replace(short_mixed_batch(3), steps=[2, 1, 3])
+    pieces: list[list[torch.Tensor]] = [[], [], []]
+    heard: list[int] = []
+    for i, samples in model.slices(batch):
+        pieces[i].append(samples)
+        heard.append(i)
+    # Everybody's first slice comes before anybody's second.
+    assert sorted(heard[:3]) == [0, 1, 2] and len(pieces[0]) > 2
+    assert all(len(own[0]) == 4 * 3072 for own in pieces)
+    sliced = [torch.cat(own) for own in pieces]
+    assert largest_error(sliced, waveforms(model, batch)) <= ROW[form]
 
 
 # bfloat16
