@@ -1,6 +1,6 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint worker files web flower redis model doctor bench bench-engine \
+.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
 	bench-prepared bench-pipeline bench-streams builtin clean
 
 PYTHON ?= python3
@@ -39,10 +39,14 @@ run: $(READY)  ## Redis, worker, files worker and web until Ctrl-C
 test: $(ALL)  ## the whole test suite, against real processes (ARGS='-k word' for a part)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(ALL)  ## ruff and mypy
+lint: $(ALL)  ## ruff, mypy, and once a day the dependency audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py --daily
+
+audit: $(ALL)  ## known vulnerabilities in what is installed
+	$(BIN)/python scripts/audit.py
 
 # One process each, as the Procfile says, against the Redis at SUPERTONIC_REDIS_URL.
 worker files web flower redis: $(READY)
