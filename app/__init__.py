@@ -8,14 +8,17 @@ clients are told when it goes wrong).
 from pathlib import Path
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import api, counting, errors, stream
-from app.access import check_access
+from app import access, api, counting, errors, origins, stream
 from app.bell import Bell
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
 from app.jobs import Speech
+from app.keys import Keyring
+from app.limits import SpeechLimit
 from app.pages import pages
+from app.schemas import take_body
 from tasks.events import EventStore, connect
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
@@ -36,6 +39,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["SOCK_SERVER_OPTIONS"] = {"max_message_size": settings.max_body_bytes}
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    keyring = Keyring(settings)
+    app.extensions["keyring"] = keyring
+    app.extensions["origins"] = origins.Origins(settings, keyring)
+    app.extensions["speech_limit"] = SpeechLimit(settings.rate_limit, client)
     app.extensions["hangup"] = HangupWatch()
     app.extensions["speech"] = Speech(
         settings,
@@ -46,9 +53,19 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     errors.register(app)
     counting.start(app)
-    app.before_request(check_access)
+    # What costs nothing to check comes first; the body is read only for those who may send one.
+    app.before_request(origins.check_origin)
+    app.before_request(access.check_access)
+    app.before_request(take_body)
+    app.after_request(access.tell_standing)
+    app.after_request(origins.finish)
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)
     app.register_blueprint(pages)
     stream.sock.init_app(app)
+    if settings.proxies:
+        hops = settings.proxies
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops
+        )
     return app

@@ -1,30 +1,33 @@
-"""Who may do what: API keys, where they are set, and the admin key."""
+"""Who may do what: API keys where they are set, the admin key, and how often one may ask.
 
-import hashlib
-import hmac
+``app/origins.py`` says before this which web pages may ask at all.
+"""
 
-from flask import Request, current_app, request
+from flask import Request, Response, current_app, g, request
 
 from app.errors import Problem
-from tasks.settings import Settings
+from app.keys import Keyring
+from app.limits import SpeechLimit, Standing
 
 # Open to everybody even where API keys are set: nothing here costs speech or shows a job.
 PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics"}
+# Each of these makes speech, so each counts against a rate limit, well-formed or not.
+SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long"}
 # What proxies add; behind one, everybody seems to be this machine.
 FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
-def _settings() -> Settings:
-    settings: Settings = current_app.extensions["speech"].settings
-    return settings
+def keyring() -> Keyring:
+    found: Keyring = current_app.extensions["keyring"]
+    return found
 
 
-def _key_of(incoming: Request) -> bytes:
+def _given_key(incoming: Request) -> str:
     scheme, _, key = incoming.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return key.strip().encode()
+        return key.strip()
     # A browser's EventSource and WebSocket cannot send headers.
-    return (incoming.headers.get("X-API-Key") or incoming.args.get("api_key", "")).encode()
+    return incoming.headers.get("X-API-Key") or incoming.args.get("api_key", "")
 
 
 def owner_of(incoming: Request) -> str:
@@ -33,40 +36,70 @@ def owner_of(incoming: Request) -> str:
     Raises:
         Problem: 401 when keys are set and the request has none of them.
     """
-    keys = _settings().api_key_list
-    if not keys:
+    if not keyring().are_needed:
         return ""
-    given = _key_of(incoming)
-    # Compare with every key, so that the time taken says nothing about which one is near.
-    if not any([hmac.compare_digest(given, key.encode()) for key in keys]):
-        raise Problem(401, "Send one of this server's keys as `Authorization: Bearer KEY`.")
-    return hashlib.sha256(given).hexdigest()[:16]
+    key = keyring().find(_given_key(incoming))
+    if key is None:
+        raise _no_key()
+    return key.fingerprint
+
+
+def _no_key() -> Problem:
+    return Problem(401, "Send one of this server's keys as `Authorization: Bearer KEY`.")
 
 
 def check_access() -> None:
-    """Before every request: API keys, where they are set."""
+    """Before every request: API keys where they are set, then the rate limit."""
     is_public = request.path in PUBLIC or request.path.startswith("/static/")
     # /config/batch asks for the admin key instead, where there is one.
-    is_admin = request.path == "/config/batch" and bool(_settings().admin_key)
-    if not is_public and not is_admin:
-        owner_of(request)
+    is_admin = request.path == "/config/batch" and keyring().has_admin
+    if is_public or is_admin or request.method == "OPTIONS":
+        return
+    owner = owner_of(request)
+    if request.method == "POST" and request.path in SPEAKING:
+        limit: SpeechLimit = current_app.extensions["speech_limit"]
+        g.standing = limit.count(owner or request.remote_addr or "")
+
+
+def tell_standing(response: Response) -> Response:
+    """After every request that counted: how many more are allowed, and until when."""
+    standing: Standing | None = g.get("standing")
+    if standing is not None:
+        response.headers.extend(standing.headers())
+    return response
+
+
+class Visitor:
+    """Who sits at the other end of a connection that carries many texts."""
+
+    def __init__(self, incoming: Request) -> None:
+        self.owner = owner_of(incoming)
+        self._address = incoming.remote_addr or ""
+        self._keyring = keyring()
+        self._limit: SpeechLimit = current_app.extensions["speech_limit"]
+
+    def check_text(self) -> None:
+        """Before each text.
+
+        Raises:
+            Problem: 401 when the key was revoked meanwhile, 429 when the rate limit is reached.
+        """
+        if self.owner and not self._keyring.knows(self.owner):
+            raise _no_key()
+        self._limit.count(self.owner or self._address)
 
 
 def check_admin() -> None:
     """Raise a 403 unless the request may change settings of the whole service."""
-    key = _settings().admin_key
-    if key:
-        if not hmac.compare_digest(_key_of(request), key.encode()):
+    if keyring().has_admin:
+        if not keyring().is_admin(_given_key(request)):
             raise Problem(403, "This needs the admin key, as `Authorization: Bearer KEY`.")
     elif not _is_from_here(request):
         raise Problem(403, "Without SUPERTONIC_ADMIN_KEY only this machine may change settings.")
 
 
 def _is_from_here(incoming: Request) -> bool:
-    """Whether a program on this machine asks, and not a proxy or a page of some other site."""
+    """Whether a program or page of this machine asks, and not a proxy for somebody else."""
     if incoming.remote_addr not in ("127.0.0.1", "::1"):
         return False
-    if any(name in incoming.headers for name in FORWARDING):
-        return False
-    origin = incoming.headers.get("Origin", "")
-    return origin in ("", incoming.host_url.rstrip("/"))
+    return not any(name in incoming.headers for name in FORWARDING)

@@ -53,6 +53,7 @@ class Problem(Exception):
         self.errors = errors or []
         self.retry_after_s = retry_after_s
         self.extra = extra
+        self.headers: dict[str, str] = {}
 
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -73,6 +74,7 @@ class Problem(Exception):
             response.headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after_s is not None:
             response.headers["Retry-After"] = str(self.retry_after_s)
+        response.headers.update(self.headers)
         return response
 
 

@@ -1,13 +1,55 @@
 """gunicorn's configuration: ``gunicorn -c app/gunicorn.py 'app:create_app()'``."""
 
+from typing import Any
+
+from gunicorn.workers.gthread import ThreadWorker
+
+from app.keys import Keyring
+from app.slow import READING
 from tasks.settings import Settings
 
 _settings = Settings.from_env()
 
+
+class Worker(ThreadWorker):
+    """Threads, not greenlets: nothing is patched, and an open stream costs one sleeping thread.
+
+    A client that sends its request too slowly loses its connection and does not keep the thread.
+    """
+
+    def init_process(self) -> None:
+        READING.start(self.cfg.threads)
+        super().init_process()
+
+    def handle(self, conn: Any) -> Any:
+        READING.begin(conn.sock)
+        try:
+            return super().handle(conn)
+        finally:
+            READING.end(conn.sock)
+
+
+def when_ready(server: Any) -> None:
+    """Say once, not per process, what about the settings is unsafe."""
+    keyring = Keyring(_settings)
+    if not keyring.are_needed and _settings.host not in ("127.0.0.1", "::1", "localhost"):
+        server.log.warning(
+            "listening on %s without API keys: whoever reaches port %d can use this server and see "
+            "its jobs. Set SUPERTONIC_API_KEYS or SUPERTONIC_API_KEYS_FILE (docs/security.md).",
+            _settings.host,
+            _settings.port,
+        )
+    for variable in keyring.plain():
+        server.log.warning(
+            "%s holds a key as it is; `python -m app keys hash` makes a line that gives nothing "
+            "away and that the same key fits.",
+            variable,
+        )
+
+
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.web_processes
-# Threads, not greenlets: nothing is patched, and an open stream costs one sleeping thread.
-worker_class = "gthread"
+worker_class = Worker
 threads = _settings.web_threads
 worker_connections = _settings.web_threads + 200
 keepalive = 30

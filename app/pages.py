@@ -5,7 +5,10 @@ from flask import Blueprint, Response, make_response, render_template
 pages = Blueprint("pages", __name__)
 
 # Everything the page needs comes from this server; nothing inline, nothing from elsewhere.
-_POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; object-src 'none'"
+_POLICY = (
+    "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
 
 
 @pages.get("/ui")

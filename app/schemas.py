@@ -3,10 +3,11 @@
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from flask import Request, current_app
+from flask import Request, current_app, request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.errors import Problem, shorten
+from app.slow import READING
 
 STEPS = (1, 50)
 SPEED = (0.5, 2.0)
@@ -15,6 +16,8 @@ SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
 # Mistakes told in one answer.
 MAX_ERRORS = 20
+# A field nobody knows may hold what must not come back in an answer, nor stay in a client's log.
+SECRET_WORDS = ("key", "token", "secret", "password", "auth")
 
 Steps = Annotated[int, Field(strict=True, ge=STEPS[0], le=STEPS[1])]
 Speed = Annotated[float, Field(strict=True, ge=SPEED[0], le=SPEED[1])]
@@ -78,6 +81,26 @@ class BatchBody(_Body):
 T = TypeVar("T", bound=_Body)
 
 
+def take_body() -> None:
+    """Before every request: read the whole body, within limits of size and time.
+
+    Raises:
+        Problem: 413 for more than the limit, 415 for a compressed body.
+    """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        # A megabyte can unpack to gigabytes, and text this short gains nothing.
+        raise Problem(415, f"Content-Encoding is {shorten(encoding)}; send the body as it is.")
+    # The same for WebSocket messages: what is not offered cannot be agreed on.
+    request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+    data = request.get_data()
+    READING.end(request.environ.get("gunicorn.socket"))
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    # A chunked body does not announce its length and is cut at the limit without a word.
+    if request.content_length is None and len(data) >= limit:
+        raise Problem(413, f"The body is larger than {limit} bytes.")
+
+
 def read_json(request: Request) -> Any:
     """The request's JSON body.
 
@@ -87,17 +110,17 @@ def read_json(request: Request) -> Any:
     if request.mimetype != "application/json":
         got = request.mimetype or "none"
         raise Problem(415, f"Content-Type is {got}; send application/json.")
-    data = request.get_data()
-    limit = current_app.config["MAX_CONTENT_LENGTH"]
-    # A chunked body does not announce its length and is cut at the limit without a word.
-    if request.content_length is None and len(data) >= limit:
-        raise Problem(413, f"The body is larger than {limit} bytes.")
-    return parse_json(data)
+    return parse_json(request.get_data())
 
 
 def parse_json(data: bytes | str) -> Any:
+    """What a client sent as JSON.
+
+    Raises:
+        Problem: 400 for what is not JSON, or holds a name twice, or is nested too deeply to read.
+    """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         # UnicodeDecodeError is a ValueError too.
         raise Problem(400, f"The body is not valid JSON: {error}.") from None
@@ -105,6 +128,16 @@ def parse_json(data: bytes | str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal names, readers differ in which counts; a proxy may have checked the other."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shorten(name)!r} stands in it twice")
+        found[name] = value
+    return found
 
 
 def validate(schema: type[T], data: Any) -> T:
@@ -130,6 +163,8 @@ def _field_error(schema: type[_Body], error: Any) -> dict[str, Any]:
     field = shorten(str(error["loc"][0] if error["loc"] else error["input"]))
     detail = _allowed(schema, field, error)
     value = None if error["type"] == "missing" else shorten(error["input"])
+    if field not in schema.model_fields and any(word in field.lower() for word in SECRET_WORDS):
+        value = "***"
     return {"field": field, "value": value, "detail": detail}
 
 

@@ -19,7 +19,7 @@ from flask_sock import Sock
 from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
 
-from app.access import owner_of
+from app.access import Visitor
 from app.errors import Problem, field_problem, redis_away
 from app.follow import Ended, Gap, Quiet, Spoken, follow, let_go
 from app.jobs import Speech
@@ -171,10 +171,10 @@ class _Conversation:
     effect while chunks are being sent.
     """
 
-    def __init__(self, ws: Server, speech: Speech, owner: str) -> None:
+    def __init__(self, ws: Server, speech: Speech, visitor: Visitor) -> None:
         self.ws = ws
         self.speech = speech
-        self.owner = owner
+        self.visitor = visitor
         self.wishes: deque[dict[str, Any] | None] = deque()
         self.job: Job | None = None
         self.is_speaking = False
@@ -226,8 +226,12 @@ class _Conversation:
                 raise field_problem("type", kind, 'must be "speak" or "cancel"')
         except Problem as problem:
             self._send_problem(problem)
+        except (redis.RedisError, OperationalError) as error:
+            logger.warning("Redis is away: %s", error)
+            self._send_problem(redis_away())
 
     def _wish(self, data: dict[str, Any]) -> None:
+        self.visitor.check_text()
         with self._state:
             if len(self.wishes) >= MAX_WISHES:
                 detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
@@ -263,7 +267,7 @@ class _Conversation:
 
     def _speak(self, wish: dict[str, Any]) -> None:
         body = validate(SpeechBody, wish)
-        job, pieces = self.speech.submit(body, Kind.STREAM, self.owner)
+        job, pieces = self.speech.submit(body, Kind.STREAM, self.visitor.owner)
         with self._state:
             self.job = job
             is_too_late = self.is_cancelled
@@ -297,7 +301,10 @@ class _Conversation:
         self._send({"type": state.value} | facts)
 
     def _send_problem(self, problem: Problem) -> None:
-        self._send(problem.body() | {"type": "error"})
+        body = problem.body() | {"type": "error"}
+        if problem.retry_after_s is not None:
+            body["retry_after_seconds"] = problem.retry_after_s
+        self._send(body)
 
     def _send(self, body: dict[str, Any], frame: bytes | None = None) -> None:
         try:
@@ -313,4 +320,4 @@ class _Conversation:
 @sock.route("/ws/synthesize")
 def synthesize(ws: Server) -> None:
     """Text in, binary s16le frames out; see README for the messages."""
-    _Conversation(ws, current_app.extensions["speech"], owner_of(request)).run()
+    _Conversation(ws, current_app.extensions["speech"], Visitor(request)).run()

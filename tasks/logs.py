@@ -8,15 +8,12 @@ can look the rest up. Web, workers and gunicorn call ``set_up`` before they say 
 import json
 import logging
 import os
-import re
 import sys
 import time
 from typing import Any
 
+from tasks.redact import redact
 from tasks.settings import PREFIX, Settings, SettingsError
-
-# A key in a query string reaches us inside addresses that others log.
-_SECRET = re.compile(r"(api_key=)[^&\s'\"]+")
 
 
 def facts(**values: Any) -> dict[str, Any]:
@@ -54,8 +51,11 @@ class TextLines(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:
-        line = _without_secrets(super().formatMessage(record))
+        line = super().formatMessage(record)
         return " ".join([line, *(f"{name}={value}" for name, value in _facts(record))])
 
 
@@ -73,11 +73,11 @@ class JsonLines(logging.Formatter):
             "process": self.process,
             "pid": os.getpid(),
             "logger": record.name,
-            "event": _without_secrets(record.getMessage()),
+            "event": redact(record.getMessage()),
             **dict(_facts(record)),
         }
         if record.exc_info:
-            line["exception"] = _without_secrets(self.formatException(record.exc_info))
+            line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -85,10 +85,6 @@ def _facts(record: logging.LogRecord) -> list[tuple[str, Any]]:
     values = getattr(record, "facts", {})
     # Six digits: microseconds of a second, and nobody reads the rest.
     return [(n, round(v, 6) if isinstance(v, float) else v) for n, v in values.items()]
-
-
-def _without_secrets(text: str) -> str:
-    return _SECRET.sub(r"\1…", text) if "api_key=" in text else text
 
 
 def _utc(seconds: float) -> str:

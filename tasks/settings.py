@@ -15,8 +15,10 @@ class SettingsError(Exception):
     """A SUPERTONIC_ variable is unknown or holds a value that cannot be used."""
 
 
-def _setting(default: Any, help_text: str, least: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help_text, "least": least})
+def _setting(
+    default: Any, help_text: str, least: float | None = None, *, secret: bool = False
+) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help_text, "least": least})
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ class Settings:
     port: int = _setting(8002, "port the web listens on", 0)
     web_processes: int = _setting(2, "gunicorn processes", 1)
     web_threads: int = _setting(300, "threads per process; an open stream holds one", 4)
-    redis_url: str = _setting("redis://127.0.0.1:6379/0", "the Redis that holds queues and events")
+    redis_url: str = _setting(
+        "redis://127.0.0.1:6379/0", "the Redis that holds queues and events", secret=True
+    )
     broker_url: str = _setting(
-        "", "another broker for the queues: redis:// is the stock transport, amqp:// is RabbitMQ"
+        "",
+        "another broker for the queues: redis:// is the stock transport, amqp:// is RabbitMQ",
+        secret=True,
     )
     model: str = _setting("auto", "auto, tiny, supertonic-2, or a model directory")
     model_dir: str = _setting("models/supertonic-2", "where `make model` puts weights and voices")
@@ -51,8 +57,16 @@ class Settings:
     max_text_chars: int = _setting(50_000, "longest text accepted", 1)
     max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
-    api_keys: str = _setting("", "comma-separated keys; when set, requests need one")
-    admin_key: str = _setting("", "key for /config/batch; without it only 127.0.0.1 may change it")
+    # Not in repr: these must not end up in a log.
+    api_keys: str = _setting("", "comma-separated keys; when set, requests need one", secret=True)
+    api_keys_file: str = _setting("", "file of hashed keys, one a line; read again when it changes")
+    admin_key: str = _setting(
+        "", "key for /config/batch; without it only 127.0.0.1 may change it", secret=True
+    )
+    rate_limit: str = _setting("", "requests for speech per key or address, such as 60/minute")
+    cors_origins: str = _setting("", "comma-separated origins whose pages may use this server")
+    allowed_hosts: str = _setting("", "comma-separated names by which this server may be asked")
+    proxies: int = _setting(0, "reverse proxies in front whose X-Forwarded headers are true", 0)
     stream_ttl_s: int = _setting(600, "how long a finished stream's events stay in Redis", 5)
     delivered_ttl_s: int = _setting(60, "how long delivered audio of a resumable stream is kept", 1)
     job_ttl_s: int = _setting(7 * 86400, "how long a long job and its file are kept", 60)
@@ -89,10 +103,6 @@ class Settings:
     def queues_are_in_redis(self) -> bool:
         """Whether the chunks' queues are in the same Redis as jobs and events."""
         return self.broker_url in ("", self.redis_url)
-
-    @property
-    def api_key_list(self) -> tuple[str, ...]:
-        return tuple(key.strip() for key in self.api_keys.split(",") if key.strip())
 
 
 def _parse(name: str, text: str, spec: Any) -> Any:

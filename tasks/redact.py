@@ -1,0 +1,15 @@
+"""Keeps keys out of logs, whoever writes the line."""
+
+import re
+
+# A key in a query string or in a header as it may be quoted.
+_KEY = re.compile(
+    r"(?i)(api_key(?:=|%3d)|\bbearer(?:\s|%20|\+)+|x-api-key['\"]?\s*[:=,]\s*['\"]?)[^\s&'\"<>)]+"
+)
+# The password in the address of a Redis.
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^\s/@]+(?=@)")
+
+
+def redact(text: str) -> str:
+    """The text with every key and password as ``***``."""
+    return _PASSWORD.sub(r"\1***", _KEY.sub(r"\1***", text))
