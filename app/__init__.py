@@ -22,6 +22,7 @@ from app.schemas import take_body
 from tasks.events import EventStore, connect
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
+from tasks.longjobs import LongJobs
 from tasks.settings import Settings
 from tasks.workers import WorkerRecords
 
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         Bell(client),
         JobFiles(settings.data_dir),
     )
+    app.extensions["long_jobs"] = LongJobs(app.extensions["speech"].store)
     errors.register(app)
     counting.start(app)
     # What costs nothing to check comes first; the body is read only for those who may send one.

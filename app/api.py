@@ -25,7 +25,7 @@ from app.schemas import (
     validate,
 )
 from app.stream import failure, sse_response
-from supertonic.audio import wav_bytes
+from supertonic.audio import WAV_HEADER_BYTES, wav_bytes
 from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
 from tasks.messages import Job, Kind, Piece, State
@@ -98,7 +98,8 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
         response = Response(wav, content_type="audio/wav")
         response.headers["X-Warnings"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
     else:
-        response = jsonify(file_answer(job, wav, facts))
+        sound = base64.b64encode(wav).decode("ascii")
+        response = jsonify({"audio_base64": sound} | file_answer(job, len(wav), facts))
     response.headers["X-Job-Id"] = job.job_id
     response.headers["X-Seed"] = str(job.request.seed)
     response.headers["X-Sample-Rate"] = str(job.sample_rate)
@@ -112,15 +113,14 @@ def check_done(job: Job, item: Ended) -> None:
         raise failure(job, item.error)
 
 
-def file_answer(job: Job, wav: bytes, facts: list[dict[str, float | int]]) -> dict[str, Any]:
-    """The answer of the original server, and what it lacked.
+def file_answer(job: Job, n_bytes: int, facts: list[dict[str, float | int]]) -> dict[str, Any]:
+    """The answer of the original server beside the WAV, and what it lacked.
 
     ``inference_time_ms`` adds up what the engine spent on the batches of this request's chunks,
     ``queue_time_ms`` is how long the first chunk waited, ``batch_size`` the largest batch.
     """
     return {
-        "audio_base64": base64.b64encode(wav).decode("ascii"),
-        "duration_seconds": round((len(wav) - 44) / 2 / job.sample_rate, 4),
+        "duration_seconds": round((n_bytes - WAV_HEADER_BYTES) / 2 / job.sample_rate, 4),
         "sample_rate": job.sample_rate,
         "inference_time_ms": round(sum(f.get("inference_time_ms", 0) for f in facts), 3),
         "batch_size": max((f.get("batch_size", 0) for f in facts), default=0),

@@ -50,6 +50,16 @@ class Quiet:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The job is paused: what follows comes when it is resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The job goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last item of every following: how the job ended."""
 
@@ -59,7 +69,7 @@ class Ended:
 
 def follow(
     speech: Speech, job: Job, pieces: list[Piece], after: int = -1, with_audio: bool = True
-) -> Iterator[Spoken | Gap | Quiet | Ended]:
+) -> Iterator[Spoken | Gap | Quiet | Paused | Resumed | Ended]:
     """Chunks after index ``after``, in order, each once; then ``Ended``.
 
     ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
@@ -71,10 +81,11 @@ def follow(
 
 def _follow(
     speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool
-) -> Generator[Spoken | Gap | Quiet | Ended, None, None]:
+) -> Generator[Spoken | Gap | Quiet | Paused | Resumed | Ended, None, None]:
     ready: dict[int, Event] = {}
     ending: Event | None = None
     next_index, cursor = after + 1, "0"
+    is_paused = was_paused = False
     care = _Care(speech, job, pieces)
     with speech.bell.listen(job.job_id) as ring:
         while True:
@@ -84,7 +95,9 @@ def _follow(
                 news = speech.store.events(job.job_id, cursor)
                 for event in news:
                     cursor = event.entry_id
-                    if event.type != "audio":
+                    if event.type in ("paused", "resumed"):
+                        is_paused = event.type == "paused"
+                    elif event.type != "audio":
                         ending = event
                     elif event.index >= next_index:
                         ready[event.index] = event
@@ -112,6 +125,10 @@ def _follow(
             if ending is not None and next_index not in ready:
                 yield Ended(State(ending.type), ending.error)
                 return
+            if is_paused is not was_paused:
+                # Only how it stands now: whoever comes later is not told of pauses that are over.
+                was_paused = is_paused
+                yield Paused() if is_paused else Resumed()
             if news:
                 care.heard()
             elif care.gave_up:
@@ -128,7 +145,7 @@ def _item(
     pause_samples = round(piece.pause_s * job.sample_rate)
     pcm = None
     if with_audio:
-        sound = chunk_audio(speech, job, pieces, event.index, event.n_samples)
+        sound = chunk_audio(speech, job, event.index)
         if sound is None:
             return Gap(event.index)
         pcm = sound + bytes(2 * pause_samples)
@@ -136,22 +153,12 @@ def _item(
     return Spoken(event.index, piece.text, pcm, event.n_samples + pause_samples, facts)
 
 
-def chunk_audio(
-    speech: Speech, job: Job, pieces: list[Piece], index: int, n_samples: int
-) -> bytes | None:
+def chunk_audio(speech: Speech, job: Job, index: int) -> bytes | None:
     """Samples of one chunk without its pause, wherever they are kept now."""
     pcm = speech.store.audio(job.job_id, index)
     if pcm is not None or job.kind is not Kind.LONG:
         return pcm
-    pcm = speech.files.read_chunk(job.job_id, index)
-    if pcm is not None:
-        return pcm
-    published = speech.store.published(job.job_id, range(index))
-    if any(count is None for count in published):
-        return None
-    pauses = sum(round(piece.pause_s * job.sample_rate) for piece in pieces[:index])
-    start = sum(count or 0 for count in published) + pauses
-    return speech.files.read_samples(job.job_id, start, n_samples)
+    return speech.files.read_chunk(job.job_id, index)
 
 
 def let_go(speech: Speech, job: Job, indexes: Iterable[int], may_return: bool = False) -> None:
@@ -202,7 +209,8 @@ class _Care:
             return False
         self._looked_at = now
         settings, store = self.speech.settings, self.speech.store
-        if self.speech.workers():
+        if self.job.kind is Kind.LONG or self.speech.workers():
+            # A long job outlives a time without workers; whoever watches it waits with it.
             self._worker_at = now
         elif now - self._worker_at > settings.patience_s:
             self.gave_up = f"no speech worker was running for {settings.patience_s:g} s"

@@ -1,23 +1,31 @@
-"""The routes of long jobs: accepting, listing, watching, fetching and ending them."""
+"""The routes of long jobs: accepting, listing, watching, holding, fetching and ending them."""
 
+import base64
+import binascii
 import io
-import time
-from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
-from flask import Blueprint, Response, current_app, jsonify, request, send_file
+from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import owner_of
 from app.api import check_done, file_answer, speech
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
+from app.job_sound import json_with_sound, so_far, whole_file
 from app.schemas import LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import wav_bytes
+from tasks.celery import send_advance
+from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
 
 job_routes = Blueprint("jobs", __name__)
+
+
+def long_jobs() -> LongJobs:
+    service: LongJobs = current_app.extensions["long_jobs"]
+    return service
 
 
 @job_routes.post("/synthesize/long")
@@ -44,10 +52,18 @@ def _wait_for_long(body: LongBody) -> AnyResponse:
                 facts.append(item.facts)
             elif isinstance(item, Ended):
                 check_done(job, item)
-    path = service.files.audio_path(job.job_id)
+    file, size = _stored(job)
     if body.output_format == "wav":
-        return send_file(path, mimetype="audio/wav")
-    return jsonify(file_answer(job, path.read_bytes(), facts))
+        return whole_file(file, size, job.job_id)
+    return json_with_sound(file_answer(job, size, facts), file, size)
+
+
+def _stored(job: Job) -> tuple[BinaryIO, int]:
+    """The sound of a long job that is done, and its size in bytes."""
+    found = speech().files.open_sound(job.job_id)
+    if found is None:
+        raise Problem(410, "The audio of this job is no longer kept.")
+    return found
 
 
 @job_routes.get("/jobs")
@@ -58,13 +74,27 @@ def list_jobs() -> Response:
     wanted = request.args.get("state")
     if wanted is not None and wanted not in list(State):
         raise field_problem("state", wanted, f"must be one of {', '.join(State)}")
-    owner = owner_of(request)
-    jobs = (
-        job
-        for job in speech().long_jobs()
-        if job.owner == owner and (wanted is None or job.state == wanted)
-    )
-    return jsonify(jobs=[job_json(job) for job in islice(jobs, int(limit))])
+    state = State(wanted) if wanted else None
+    jobs, following = long_jobs().page(owner_of(request), state, int(limit), _cursor())
+    return jsonify(jobs=jobs_json(jobs), next_cursor=_cursor_text(following))
+
+
+def _cursor() -> tuple[float, str] | None:
+    """Where in the list to begin: behind this time and job."""
+    text = request.args.get("cursor", "")
+    if text == "":
+        return None
+    try:
+        score, _, job_id = base64.urlsafe_b64decode(text).decode("ascii").partition(" ")
+        return float(score), job_id
+    except (ValueError, binascii.Error):
+        raise field_problem("cursor", text, "must be the next_cursor of an answer") from None
+
+
+def _cursor_text(key: tuple[float, str] | None) -> str | None:
+    if key is None:
+        return None
+    return base64.urlsafe_b64encode(f"{key[0]!r} {key[1]}".encode()).decode()
 
 
 @job_routes.get("/jobs/<job_id>")
@@ -84,15 +114,52 @@ def delete_job(job_id: str) -> Response:
     return get_job(job_id)
 
 
+@job_routes.post("/jobs/<job_id>/pause")
+def pause_job(job_id: str) -> Response:
+    """Nothing of the job enters a batch from now on; what is being spoken is still taken."""
+    job = _find_long(job_id)
+    # The disk first: a pause must outlast Redis.
+    speech().files.set_paused(job_id, True)
+    long_jobs().pause(job_id)
+    return _held(job, State.PAUSED)
+
+
+@job_routes.post("/jobs/<job_id>/resume")
+def resume_job(job_id: str) -> Response:
+    """Let a paused job go on where it stopped."""
+    job = _find_long(job_id)
+    speech().files.set_paused(job_id, False)
+    long_jobs().resume(job_id)
+    send_advance(job_id)
+    return _held(job, State.RUNNING)
+
+
+def _find_long(job_id: str) -> Job:
+    job, _ = _find(job_id)
+    if job.kind is not Kind.LONG:
+        raise Problem(409, "Only long jobs can be paused; this is a stream.", state=job.state.value)
+    if job.state.is_final:
+        raise Problem(409, f"The job is {job.state.value} already.", state=job.state.value)
+    return job
+
+
+def _held(job: Job, wanted: State) -> Response:
+    now, _ = _find(job.job_id)
+    if now.state.is_final and wanted is State.PAUSED:
+        raise Problem(409, f"The job is {now.state.value} already.", state=now.state.value)
+    return jsonify(job_json(now))
+
+
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
     job, pieces = _find(job_id)
+    if job.state is not State.DONE and _flag("partial") and job.kind is Kind.LONG:
+        return _sound_so_far(job)
     if job.state is not State.DONE:
         detail = f"The job is {job.state.value}; its audio exists once it is done."
         raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
-    path = speech().files.audio_path(job_id)
-    if path.exists():
-        return send_file(path, mimetype="audio/wav", conditional=True)
+    if job.kind is Kind.LONG:
+        return whole_file(*_stored(job), job_id)
     parts = []
     for index, piece in enumerate(pieces):
         pcm = speech().store.audio(job_id, index)
@@ -100,7 +167,16 @@ def job_audio(job_id: str) -> AnyResponse:
             raise Problem(410, "The audio of this job is no longer kept.")
         parts += [pcm, bytes(2 * round(piece.pause_s * job.sample_rate))]
     wav = wav_bytes(b"".join(parts), job.sample_rate)
-    return send_file(io.BytesIO(wav), mimetype="audio/wav", conditional=True, etag=job_id)
+    return whole_file(io.BytesIO(wav), len(wav), job_id)
+
+
+def _sound_so_far(job: Job) -> Response:
+    n_samples = speech().files.spoken_samples(job.job_id)
+    found = speech().files.open_sound(job.job_id) if n_samples else None
+    if found is None:
+        detail = f"The job is {job.state.value} and nothing of its audio is kept."
+        raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
+    return so_far(found[0], n_samples, job.sample_rate)
 
 
 @job_routes.get("/jobs/<job_id>/events")
@@ -135,6 +211,18 @@ def _find(job_id: str) -> tuple[Job, list[Piece]]:
 
 
 def job_json(job: Job) -> dict[str, Any]:
+    return jobs_json([job])[0]
+
+
+def jobs_json(jobs: list[Job]) -> list[dict[str, Any]]:
+    places = long_jobs().places() if any(job.state is State.QUEUED for job in jobs) else {}
+    etas = long_jobs().etas(jobs)
+    return [
+        _job_json(job, eta_s, places.get(job.job_id)) for job, eta_s in zip(jobs, etas, strict=True)
+    ]
+
+
+def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any]:
     request_ = job.request
     preview = request_.text if len(request_.text) <= 120 else request_.text[:120] + "…"
     return {
@@ -145,10 +233,12 @@ def job_json(job: Job) -> dict[str, Any]:
         "chunks_total": job.count,
         "chunks_done": job.done,
         "duration_seconds": round(_audio_s(job), 3),
-        "eta_seconds": _eta_s(job),
+        "eta_seconds": None if eta_s is None else round(eta_s, 1),
+        "queue_position": place,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
+        "expires_at": _expires_at(job),
         "error": job.error,
         "seed": request_.seed,
         "voice": request_.voice,
@@ -167,19 +257,14 @@ def job_json(job: Job) -> dict[str, Any]:
     }
 
 
+def _expires_at(job: Job) -> float | None:
+    """When a long job and its file are removed; streams go when nobody asks for them any more."""
+    return job.created_at + speech().settings.job_ttl_s if job.kind is Kind.LONG else None
+
+
 def _audio_s(job: Job) -> float:
     """Seconds of sound so far, a share of the pauses included."""
     return (job.samples + job.pause_samples * job.done / job.count) / job.sample_rate
-
-
-def _eta_s(job: Job) -> float | None:
-    """Seconds until done at the pace so far, None where there is no pace yet."""
-    if job.state.is_final:
-        return 0.0
-    if job.started_at is None or job.done == 0:
-        return None
-    pace_s = (time.time() - job.started_at) / job.done
-    return round(pace_s * (job.count - job.done), 1)
 
 
 def _flag(name: str, default: bool = False) -> bool:

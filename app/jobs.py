@@ -6,7 +6,6 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import redis
@@ -168,12 +167,6 @@ class Speech:
         if job is not None:
             return job, self.store.pieces(job_id)
         return self.files.load(job_id)
-
-    def long_jobs(self) -> Iterator[Job]:
-        """Long jobs, the newest first, read a few at a time: each carries its whole text."""
-        job_ids = self.store.long_job_ids()
-        for start in range(0, len(job_ids), 50):
-            yield from filter(None, self.store.jobs(job_ids[start : start + 50]))
 
     def cancel(self, job: Job) -> None:
         """None of the job's chunks enters a batch from now on."""

@@ -21,7 +21,7 @@ from simple_websocket import ConnectionClosed, Server
 
 from app.access import Visitor
 from app.errors import Problem, field_problem, redis_away
-from app.follow import Ended, Gap, Quiet, Spoken, follow, let_go
+from app.follow import Ended, Gap, Paused, Quiet, Resumed, Spoken, follow, let_go
 from app.jobs import Speech
 from app.schemas import SpeechBody, parse_json, validate
 from supertonic.audio import wav_bytes
@@ -83,6 +83,10 @@ def _events(
             case Quiet() if time.monotonic() - beat_at >= beat_s:
                 yield b": heartbeat\n\n"
                 beat_at = time.monotonic()
+            case Paused() | Resumed():
+                # Without an id: these are not positions, and a client keeps its last one.
+                name = "paused" if isinstance(item, Paused) else "resumed"
+                yield f'event: {name}\ndata: {{"job_id": "{job.job_id}"}}\n\n'.encode()
             case Ended():
                 yield _ending(job, item, samples)
 

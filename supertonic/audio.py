@@ -1,6 +1,7 @@
 """Float samples to 16-bit PCM to WAV. Pieces of PCM can be joined by writing them in a row."""
 
 import io
+import struct
 import wave
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 BYTES_PER_SAMPLE = 2  # mono, signed 16 bit, little-endian
 FULL_SCALE = 32767
+WAV_HEADER_BYTES = 44
 
 
 def to_pcm16(samples: np.ndarray) -> bytes:
@@ -28,6 +30,15 @@ def wav_bytes(pcm: bytes, sample_rate: int) -> bytes:
         _describe(wav, sample_rate, len(pcm) // BYTES_PER_SAMPLE)
         wav.writeframesraw(pcm)
     return file.getvalue()
+
+
+def wav_header(n_samples: int, sample_rate: int) -> bytes:
+    """The beginning of a WAV file whose samples are written elsewhere, WAV_HEADER_BYTES long."""
+    size = BYTES_PER_SAMPLE * n_samples
+    byte_rate = BYTES_PER_SAMPLE * sample_rate
+    format_ = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, byte_rate, BYTES_PER_SAMPLE, 16)
+    riff = b"RIFF" + struct.pack("<I", WAV_HEADER_BYTES - 8 + size) + b"WAVE"
+    return riff + b"fmt " + format_ + b"data" + struct.pack("<I", size)
 
 
 def write_wav(path: str | Path, blocks: Iterable[bytes], sample_rate: int, n_samples: int) -> None:

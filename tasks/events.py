@@ -31,20 +31,23 @@ from tasks.messages import (
 PREFIX = "supertonic:"
 BELL = PREFIX + "bell"
 JOBS = PREFIX + "jobs"
+OPEN = PREFIX + "open"
 TOTALS = PREFIX + "totals"
 
 # Publish one chunk's audio, once. Returns 1, or 0 when the job has ended or the chunk is there.
+# A paused job takes what was being spoken when it was paused.
 _PUBLISH = """
 local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' then return 0 end
+if state ~= 'queued' and state ~= 'running' and state ~= 'paused' then return 0 end
 local index, ttl, now = ARGV[1], tonumber(ARGV[5]), ARGV[6]
 if redis.call('HSETNX', KEYS[1], 'chunk:' .. index, ARGV[2]) == 0 then return 0 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ttl)
-redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', index, 'n_samples', ARGV[2],
-           'facts', ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
 local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
-if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', now) end
+redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', index, 'n_samples', ARGV[2],
+           'facts', ARGV[3], 'done', done)
+redis.call('HSETNX', KEYS[1], 'started_at', now)
+if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running') end
 if done == tonumber(redis.call('HGET', KEYS[1], 'count'))
    and redis.call('HGET', KEYS[1], 'kind') ~= 'long' then
   redis.call('HSET', KEYS[1], 'state', 'done', 'finished_at', now)
@@ -62,7 +65,7 @@ return 1
 # End a job, once. Returns 1, or 0 when it has ended before or is unknown.
 _END = """
 local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' then return 0 end
+if state ~= 'queued' and state ~= 'running' and state ~= 'paused' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished_at', ARGV[3])
 redis.call('XADD', KEYS[2], '*', 'type', ARGV[1], 'error', ARGV[2])
 local ttl = redis.call('TTL', KEYS[1])
@@ -81,7 +84,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 local last = 4 + ARGV[4]
 redis.call('HSET', KEYS[1], unpack(ARGV, 5, last))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-if ARGV[2] ~= '' then redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3]) end
+if ARGV[2] ~= '' then
+  redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
+  redis.call('ZADD', KEYS[4], ARGV[2], ARGV[3])
+end
 redis.call('HINCRBY', KEYS[3], 'jobs', 1)
 for i = last + 1, #ARGV, 2 do redis.call('LPUSH', ARGV[i], ARGV[i + 1]) end
 return 1
@@ -89,9 +95,11 @@ return 1
 
 # Count an attempt at a chunk, once per token, so that repeating the call counts nothing; and
 # without bringing a forgotten job back as a fragment. Returns which attempt it is. In company only
-# a first attempt is counted: a later one is made alone, and counted then.
+# a first attempt is counted: a later one is made alone, and counted then. What is not going to be
+# spoken, because its job is paused or over, is no attempt.
 _ATTEMPT = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'queued' and state ~= 'running' then return 0 end
 local count, by = 'attempt:' .. ARGV[1], 'attempt_by:' .. ARGV[1]
 local before = tonumber(redis.call('HGET', KEYS[1], count) or 0)
 if redis.call('HGET', KEYS[1], by) == ARGV[2] then return before end
@@ -105,10 +113,10 @@ return before + 1
 _MARK = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if redis.call('HSETNX', KEYS[1], 'chunk:' .. ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('HINCRBY', KEYS[1], 'done', 1)
+local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
 redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
 redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', ARGV[1], 'n_samples', ARGV[2],
-           'facts', '{}')
+           'facts', '{}', 'done', done)
 local ttl = redis.call('TTL', KEYS[1])
 if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
 return 1
@@ -155,7 +163,9 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``."""
+    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``; and, of a long
+    job, ``paused`` and ``resumed``.
+    """
 
     entry_id: str
     type: str
@@ -221,7 +231,7 @@ class EventStore:
         listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
         fields = [value for pair in record.items() for value in pair]
         queued = [value for envelope in messages for value in envelope]
-        keys = [_job_key(job.job_id), JOBS, TOTALS]
+        keys = [job_key(job.job_id), JOBS, TOTALS, OPEN]
         args = [ttl_s, listed_at, job.job_id, len(fields), *fields, *queued]
         return bool(self._create(keys=keys, args=args))
 
@@ -239,8 +249,8 @@ class EventStore:
             for result in results:
                 self._publish(
                     keys=[
-                        _job_key(result.job_id),
-                        _events_key(result.job_id),
+                        job_key(result.job_id),
+                        events_key(result.job_id),
                         _audio_key(result.job_id, result.index),
                         TOTALS,
                     ],
@@ -260,7 +270,7 @@ class EventStore:
 
     def end(self, job_id: str, state: State, error: str = "") -> bool:
         """Bring a job to a final state. False when it has ended before, or is unknown."""
-        keys = [_job_key(job_id), _events_key(job_id), TOTALS]
+        keys = [job_key(job_id), events_key(job_id), TOTALS]
         args = [state.value, error, repr(time.time()), BELL, job_id]
         return bool(self._end(keys=keys, args=args))
 
@@ -274,7 +284,7 @@ class EventStore:
     def renew(self, job_id: str, indexes: Iterable[int], ttl_s: int) -> None:
         """Somebody is still listening: keep the job and the audio not yet delivered."""
         with self.redis.pipeline(transaction=False) as pipe:
-            for key in (_job_key(job_id), _events_key(job_id)):
+            for key in (job_key(job_id), events_key(job_id)):
                 pipe.expire(key, ttl_s)
             for index in indexes:
                 pipe.expire(_audio_key(job_id, index), ttl_s)
@@ -282,24 +292,24 @@ class EventStore:
 
     def forget_chunk(self, job_id: str, index: int) -> None:
         """Make a published chunk unpublished: its audio was lost before anyone had it."""
-        self._forget(keys=[_job_key(job_id)], args=[index])
+        self._forget(keys=[job_key(job_id)], args=[index])
 
     def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
         """Count a chunk that is known from elsewhere (a long job's file) as published."""
-        self._mark(keys=[_job_key(job_id), _events_key(job_id)], args=[index, n_samples])
+        self._mark(keys=[job_key(job_id), events_key(job_id)], args=[index, n_samples])
 
     def mark_sent(self, job_id: str, indexes: Iterable[int]) -> None:
         """Remember when chunks of a long job were put into the queue."""
         now = time.time()
-        self.redis.zadd(_sent_key(job_id), {str(index): now for index in indexes})
-        self.redis.expire(_sent_key(job_id), 86400)
+        self.redis.zadd(sent_key(job_id), {str(index): now for index in indexes})
+        self.redis.expire(sent_key(job_id), 86400)
 
     def in_flight(self, job_id: str, stall_s: float) -> set[int]:
         """Chunks of a long job in the queue. When nothing was published for ``stall_s`` while
         they waited, the oldest of them count as lost and are not among the answers.
         """
-        rows: Any = self.redis.zrange(_sent_key(job_id), 0, -1, withscores=True)
-        latest: Any = self.redis.xrevrange(_events_key(job_id), count=1)
+        rows: Any = self.redis.zrange(sent_key(job_id), 0, -1, withscores=True)
+        latest: Any = self.redis.xrevrange(events_key(job_id), count=1)
         heard_at = float(_text(latest[0][0]).split("-")[0]) / 1000 if latest else 0.0
         deadline = time.time() - stall_s
         return {int(index) for index, sent_at in rows if sent_at > deadline or heard_at > deadline}
@@ -311,7 +321,8 @@ class EventStore:
 
     def forget_job(self, job_id: str) -> None:
         self.redis.zrem(JOBS, job_id)
-        self.redis.unlink(_job_key(job_id), _events_key(job_id), _sent_key(job_id))
+        self.redis.zrem(OPEN, job_id)
+        self.redis.unlink(job_key(job_id), events_key(job_id), sent_key(job_id))
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -321,15 +332,11 @@ class EventStore:
     def jobs(self, job_ids: Sequence[str]) -> list[Job | None]:
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(_job_key(job_id), _RECORD)
+                pipe.hmget(job_key(job_id), _RECORD)
             return [_job(job_id, row) for job_id, row in zip(job_ids, pipe.execute(), strict=True)]
 
-    def long_job_ids(self) -> list[str]:
-        """Ids of long jobs, the newest first."""
-        return [_text(job_id) for job_id in self.redis.zrevrange(JOBS, 0, -1)]
-
     def pieces(self, job_id: str) -> list[Piece]:
-        stored = self.redis.hget(_job_key(job_id), "pieces")
+        stored = self.redis.hget(job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
     def begin(
@@ -345,8 +352,8 @@ class EventStore:
         company = "alone" if len(chunks) == 1 else "together"
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id, index in chunks:
-                pipe.hmget(_job_key(job_id), "state", f"chunk:{index}")
-                self._attempt(keys=[_job_key(job_id)], args=[index, token, company], client=pipe)
+                pipe.hmget(job_key(job_id), "state", f"chunk:{index}")
+                self._attempt(keys=[job_key(job_id)], args=[index, token, company], client=pipe)
             replies = pipe.execute()
         return [
             (State(_text(state)) if state else None, published is not None, int(attempts))
@@ -357,14 +364,12 @@ class EventStore:
         """Samples of each chunk that is published, None for the others."""
         if not indexes:
             return []
-        row = self.redis.hmget(_job_key(job_id), [f"chunk:{index}" for index in indexes])
+        row = self.redis.hmget(job_key(job_id), [f"chunk:{index}" for index in indexes])
         return [None if n_samples is None else int(n_samples) for n_samples in row]
 
     def events(self, job_id: str, after: str = "0") -> list[Event]:
         """Entries after an entry id, oldest first; does not wait."""
-        reply: Any = self.redis.xrange(
-            _events_key(job_id), min=f"({after}" if after != "0" else "-"
-        )
+        reply: Any = self.redis.xrange(events_key(job_id), min=f"({after}" if after != "0" else "-")
         return [_event(_text(entry_id), entry) for entry_id, entry in reply]
 
     def queues_are_empty(self) -> bool:
@@ -400,15 +405,15 @@ class EventStore:
         return {_text(name): int(value) for name, value in reply.items()}
 
 
-def _job_key(job_id: str) -> str:
+def job_key(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}"
 
 
-def _events_key(job_id: str) -> str:
+def events_key(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
-def _sent_key(job_id: str) -> str:
+def sent_key(job_id: str) -> str:
     return f"{PREFIX}sent:{job_id}"
 
 

@@ -1,14 +1,14 @@
 """The files worker, ``celery -A tasks.files worker``: moves long jobs forward. No torch here.
 
 ``advance_job`` collects what was spoken into the data directory, sends the next chunks (never a
-whole book: a cancelled job should leave little behind, and others want their turn) and joins the
-file at the end. It may run at any time, twice, or not at all for a while: it looks at what is there
-and does what is missing, so a lost message or a killed process costs a delay and nothing else.
+whole book: a cancelled job should leave little behind, and others want their turn) and ends the
+job when its sound is whole. It may run at any time, twice, or not at all for a while: it looks at
+what is there and does what is missing, so a lost message or a killed process costs a delay and
+nothing else.
 """
 
 import threading
 import time
-import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,13 @@ from celery.utils.log import get_logger
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
+from supertonic.text import estimate_seconds
 from tasks.celery import ADVANCE, send_chunks
-from tasks.events import PREFIX, EventStore, connect
+from tasks.events import EventStore, connect
 from tasks.jobfiles import JobFiles
+from tasks.jobsound import Recorder
 from tasks.logs import facts, set_up
+from tasks.longjobs import LongJobs
 from tasks.messages import Job, Piece, State
 from tasks.sending import make_chunks
 from tasks.settings import Settings
@@ -30,8 +33,9 @@ logger = get_logger(__name__)
 settings = Settings.from_env()
 
 SWEEP_S = 5.0
-# A killed holder blocks its job this long; a step takes milliseconds, joining a book a second.
-LOCK_S = 20
+# A job has at most this many full batches in the queue: one running, one waiting. Chunks may be a
+# minute long, and what is spoken but not yet on disk lies in Redis.
+WINDOW_BATCHES = 2
 # A message of a long job that nobody took for this long is not coming any more.
 CHUNK_EXPIRES_S = 3600.0
 
@@ -41,21 +45,6 @@ app.conf.task_queues = [Queue("files")]
 app.conf.task_default_queue = "files"
 app.conf.worker_concurrency = 4
 
-# Take the lock, or leave a note for its holder to look once more.
-_LOCK = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then return 1 end
-redis.call('SET', KEYS[2], 1, 'EX', ARGV[2])
-return 0
-"""
-
-# Give the lock up, unless somebody left a note meanwhile: then 0, look once more.
-_UNLOCK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 1 end
-if redis.call('DEL', KEYS[2]) == 1 then redis.call('EXPIRE', KEYS[1], ARGV[2]) return 0 end
-redis.call('DEL', KEYS[1])
-return 1
-"""
-
 
 class JobAdvancer:
     """Moves jobs forward, one process or thread per job at a time."""
@@ -63,27 +52,32 @@ class JobAdvancer:
     def __init__(self, client: "redis.Redis", files: JobFiles) -> None:
         self.redis = client
         self.store = EventStore(client)
+        self.long_jobs = LongJobs(self.store)
         self.files = files
-        self._lock = client.register_script(_LOCK)
-        self._unlock = client.register_script(_UNLOCK)
+        self._over: dict[str, float] = {}
 
     def advance(self, job_id: str) -> None:
         """Do whatever job ``job_id`` needs now. Returns at once if another does it already."""
-        token = uuid.uuid4().hex
-        keys = [f"{PREFIX}lock:{job_id}", f"{PREFIX}note:{job_id}"]
-        if not self._lock(keys=keys, args=[token, LOCK_S]):
-            return
-        is_done = False
-        while not is_done:
-            try:
-                self._step(job_id)
-            finally:
-                is_done = bool(self._unlock(keys=keys, args=[token, LOCK_S]))
+        # Whoever has the job looks for the note once more after giving it up, so a call that
+        # comes in the middle of a step is never lost.
+        note = self.files.folder(job_id) / "note"
+        try:
+            note.touch()
+            while note.exists():
+                with self.files.alone(job_id) as is_mine:
+                    if not is_mine:
+                        return
+                    note.unlink(missing_ok=True)
+                    self._step(job_id)
+        except FileNotFoundError:
+            if self.files.load(job_id) is not None:
+                raise
+            # Deleted or expired, before or meanwhile.
+            self.store.forget_job(job_id)
 
     def _step(self, job_id: str) -> None:
         saved = self.files.load(job_id)
         if saved is None:
-            # Deleted or expired while the message was on its way.
             self.store.forget_job(job_id)
             return
         on_disk, pieces = saved
@@ -95,32 +89,40 @@ class JobAdvancer:
         if job.state.is_final:
             self._close(job, on_disk, pieces)
             return
-        collected = self._collect(job)
-        if len(collected) == job.count:
-            self._finish(job, pieces)
-        else:
-            self._refill(job, pieces, collected)
+        job = self._hold(job)
+        with self.files.record(job_id, pieces, job.sample_rate) as recorder:
+            self._collect(job, recorder)
+            if len(recorder.entries) == job.count:
+                self._finish(job, pieces, recorder)
+            elif job.state.is_spoken:
+                self._refill(job, pieces, recorder.collected)
 
     def _restore(self, job: Job, pieces: list[Piece]) -> Job:
         """Tell Redis again about a job it has forgotten, with the chunks that are on disk."""
         logger.info("job restored from disk, Redis lost it", extra=facts(job_id=job.job_id))
         fresh = replace(job, state=State.QUEUED, error=None, finished_at=None)
         self.store.create(fresh, pieces, settings.job_ttl_s)
-        for index, n_samples in enumerate(self.files.saved_chunk_samples(job.job_id)):
+        for index, n_samples in self.files.chunk_lengths(job.job_id).items():
             self.store.mark_published(job.job_id, index, n_samples)
-        for index in self.files.chunk_indexes(job.job_id):
-            n_samples = self.files.chunk_samples(job.job_id, index)
-            self.store.mark_published(job.job_id, index, n_samples)
+        self.long_jobs.measure_afresh(job.job_id)
         if job.state.is_final:
             self.store.end(job.job_id, job.state, job.error or "")
         restored = self.store.job(job.job_id)
         assert restored is not None
         return restored
 
-    def _collect(self, job: Job) -> set[int]:
-        """Bring spoken chunks to disk and out of Redis; returns what is on disk."""
-        collected = self.files.chunk_indexes(job.job_id)
-        missing = [index for index in range(job.count) if index not in collected]
+    def _hold(self, job: Job) -> Job:
+        """The disk knows whether a job is paused: it is told first, and Redis may be lost."""
+        is_paused = self.files.is_paused(job.job_id)
+        if is_paused and self.long_jobs.pause(job.job_id):
+            return replace(job, state=State.PAUSED)
+        if not is_paused and self.long_jobs.resume(job.job_id):
+            return replace(job, state=State.RUNNING if job.done else State.QUEUED)
+        return job
+
+    def _collect(self, job: Job, recorder: Recorder) -> None:
+        """Bring spoken chunks to disk and out of Redis."""
+        missing = sorted(set(range(job.count)) - recorder.collected)
         published = self.store.published(job.job_id, missing)
         brought = []
         for index, n_samples in zip(missing, published, strict=True):
@@ -131,27 +133,34 @@ class JobAdvancer:
                 # Published, but its audio left Redis before it was collected: speak it again.
                 self.store.forget_chunk(job.job_id, index)
                 continue
-            self.files.write_chunk(job.job_id, index, pcm)
+            recorder.add(index, pcm)
             brought.append(index)
+        recorder.commit()
         self.store.drop_audio(job.job_id, brought)
-        return collected | set(brought)
 
     def _refill(self, job: Job, pieces: list[Piece], collected: set[int]) -> None:
         """Keep a window of chunks in the queue; send again what seems lost."""
         # While others' chunks wait too, silence means a queue, not a loss.
         patience = 1 if self.store.queues_are_empty() else 10
-        in_flight = self.store.in_flight(job.job_id, settings.stall_s * patience)
-        room = settings.job_window - len(in_flight - collected)
+        in_flight = self.store.in_flight(job.job_id, settings.stall_s * patience) - collected
         wanted = [i for i in range(job.count) if i not in collected and i not in in_flight]
-        wanted = wanted[: max(0, room)]
-        if wanted:
-            send_chunks(self.store, make_chunks(job, pieces, wanted), CHUNK_EXPIRES_S)
-            self.store.mark_sent(job.job_id, wanted)
-            about = facts(job_id=job.job_id, sent=len(wanted), collected=len(collected))
+        lengths = [_seconds(job, piece) for piece in pieces]
+        room = WINDOW_BATCHES * settings.max_batch_seconds - sum(lengths[i] for i in in_flight)
+        sent: list[int] = []
+        for index in wanted[: max(0, settings.job_window - len(in_flight))]:
+            # One goes always: it may be longer than the whole window.
+            room -= lengths[index]
+            if room < 0 and (sent or in_flight):
+                break
+            sent.append(index)
+        if sent:
+            send_chunks(self.store, make_chunks(job, pieces, sent), CHUNK_EXPIRES_S)
+            self.store.mark_sent(job.job_id, sent)
+            about = facts(job_id=job.job_id, sent=len(sent), collected=len(collected))
             logger.info("job moved", extra=about)
 
-    def _finish(self, job: Job, pieces: list[Piece]) -> None:
-        n_samples = self.files.assemble(job.job_id, pieces, job.sample_rate)
+    def _finish(self, job: Job, pieces: list[Piece], recorder: Recorder) -> None:
+        n_samples = recorder.finish()
         about = facts(job_id=job.job_id, chunks=job.count, audio_s=n_samples / job.sample_rate)
         logger.info("job done", extra=about)
         self.store.end(job.job_id, State.DONE)
@@ -162,35 +171,47 @@ class JobAdvancer:
     def _close(self, job: Job, on_disk: Job, pieces: list[Piece]) -> None:
         """Make a job's end durable and drop what it no longer needs."""
         if on_disk.state is not job.state:
-            counts = self.store.published(job.job_id, range(job.count))
-            whole = [n for n in counts if n is not None]
-            self.files.update(job, pieces, whole if job.state is State.DONE else None)
-        self.files.drop_chunks(job.job_id)
+            self.files.update(job, pieces)
+        self.files.drop_loose(job.job_id)
+        if job.state is State.CANCELLED:
+            self.files.drop_sound(job.job_id)
         self.store.drop_audio(job.job_id, range(job.count))
 
     def sweep(self) -> None:
         """Look after every job on disk: expired ones go, unfinished ones move."""
-        for job_id in self.files.job_ids():
+        job_ids = self.files.job_ids()
+        self._over = {job_id: self._over[job_id] for job_id in job_ids if job_id in self._over}
+        states = self.long_jobs.states(job_ids)
+        for job_id, state in zip(job_ids, states, strict=True):
             try:
-                self._look_after(job_id)
+                self._look_after(job_id, state)
             except (redis.ConnectionError, redis.TimeoutError, OperationalError):
                 raise
             except Exception:
                 # A full disk, an unreadable record: one job's trouble is not the others'.
                 logger.exception("job cannot be moved forward now", extra=facts(job_id=job_id))
+        self.files.delete_orphans()
 
-    def _look_after(self, job_id: str) -> None:
-        saved = self.files.load(job_id)
-        if saved is None:
-            return
-        on_disk, _ = saved
-        if on_disk.created_at < time.time() - settings.job_ttl_s:
+    def _look_after(self, job_id: str, state: State | None) -> None:
+        if job_id not in self._over:
+            saved = self.files.load(job_id)
+            if saved is None:
+                return
+            if saved[0].state.is_final:
+                # Nothing on disk will change any more, so it is not read every few seconds.
+                self._over[job_id] = saved[0].created_at
+            created_at = saved[0].created_at
+        else:
+            created_at = self._over[job_id]
+        if created_at < time.time() - settings.job_ttl_s:
             self.files.delete(job_id)
             self.store.forget_job(job_id)
-            return
-        known = self.store.job(job_id)
-        if known is None or not (known.state.is_final and on_disk.state.is_final):
+        elif state is None or not (state.is_final and job_id in self._over):
             self.advance(job_id)
+
+
+def _seconds(job: Job, piece: Piece) -> float:
+    return estimate_seconds(piece.text, job.request.language, job.request.speed)
 
 
 _advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir))

@@ -1,24 +1,35 @@
 """Long jobs on disk: what survives the loss of everything else.
 
-``DATA/jobs/J/job.json`` holds the job and its text, ``00000.pcm``… the chunks spoken so far
-(s16le mono), ``audio.wav`` the finished sound. Every file is written beside its place and renamed,
-so a reader or a restarted worker sees all of it or none.
+``DATA/jobs/J/job.json`` holds the job and its text, ``audio.wav`` its sound as far as it is done
+(tasks/jobsound.py), ``paused`` is there while it is paused. Small files are written beside their
+place and renamed, so a reader or a restarted worker sees all of it or none.
 """
 
+import fcntl
 import json
 import os
 import shutil
-import uuid
-import wave
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES
+from tasks.jobsound import (
+    SOUND,
+    Recorder,
+    find_entry,
+    loose_chunks,
+    loose_path,
+    read_index,
+    write_whole,
+)
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
 
-BLOCK_BYTES = 1 << 18
-WAV_HEADER_BYTES = 44
+# A folder without a job this long after it was made belongs to nobody: whoever made it is dead.
+ORPHAN_S = 3600.0
 
 
 class JobFiles:
@@ -27,126 +38,128 @@ class JobFiles:
     def __init__(self, data_dir: str | Path) -> None:
         self.root = Path(data_dir) / "jobs"
 
+    def folder(self, job_id: str) -> Path:
+        return self.root / job_id
+
     # -- the job itself --------------------------------------------------------------------
 
-    def save(self, job: Job, pieces: list[Piece], chunk_samples: list[int] | None = None) -> None:
-        """Store the job; ``chunk_samples`` are the chunks' lengths once all are spoken."""
-        record = asdict(job) | {
-            "pieces": [[piece.text, piece.pause_s] for piece in pieces],
-            "chunk_samples": chunk_samples or [],
-        }
-        folder = self.root / job.job_id
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "job.json", json.dumps(record, ensure_ascii=False).encode())
+    def save(self, job: Job, pieces: Sequence[Piece]) -> None:
+        """Store the job as it is now."""
+        record = asdict(job) | {"pieces": [[piece.text, piece.pause_s] for piece in pieces]}
+        self.folder(job.job_id).mkdir(parents=True, exist_ok=True)
+        data = json.dumps(record, ensure_ascii=False).encode()
+        write_whole(self.folder(job.job_id) / "job.json", data)
 
-    def update(self, job: Job, pieces: list[Piece], chunk_samples: list[int] | None) -> None:
+    def update(self, job: Job, pieces: Sequence[Piece]) -> None:
         """Store a job's new state, unless it was deleted meanwhile."""
-        if (self.root / job.job_id).is_dir():
-            self.save(job, pieces, chunk_samples)
+        if self.folder(job.job_id).is_dir():
+            self.save(job, pieces)
 
     def load(self, job_id: str) -> tuple[Job, list[Piece]] | None:
         """The job as last saved, None if there is none."""
-        record = self._record(job_id)
-        if record is None:
+        try:
+            record: dict[str, Any] = json.loads((self.folder(job_id) / "job.json").read_text())
+        except FileNotFoundError:
             return None
-        record.pop("chunk_samples")
         pieces = [Piece(text, pause_s) for text, pause_s in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
         record["request"] = SpeechRequest(**record["request"])
         record["warnings"] = tuple(record["warnings"])
-        return Job(**record), pieces
+        job = Job(**record)
+        if not job.state.is_final and self.is_paused(job_id):
+            job = replace(job, state=State.PAUSED)
+        return job, pieces
 
-    def saved_chunk_samples(self, job_id: str) -> list[int]:
-        """Lengths of the chunks of a finished job, empty before."""
-        record = self._record(job_id)
-        return [] if record is None else list(record["chunk_samples"])
+    def set_paused(self, job_id: str, is_paused: bool) -> None:
+        """Remember that a job is paused, or that it is not."""
+        mark = self.folder(job_id) / "paused"
+        if is_paused:
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
 
-    def _record(self, job_id: str) -> dict[str, Any] | None:
-        try:
-            record: dict[str, Any] = json.loads((self.root / job_id / "job.json").read_text())
-        except FileNotFoundError:
-            return None
-        return record
+    def is_paused(self, job_id: str) -> bool:
+        return (self.folder(job_id) / "paused").exists()
 
     def job_ids(self) -> list[str]:
-        if not self.root.is_dir():
-            return []
         return [entry.parent.name for entry in sorted(self.root.glob("*/job.json"))]
 
     def delete(self, job_id: str) -> None:
-        shutil.rmtree(self.root / job_id, ignore_errors=True)
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
-    # -- chunks ----------------------------------------------------------------------------
+    def delete_orphans(self) -> None:
+        """Remove folders whose job was never accepted, or deleted while somebody wrote."""
+        for folder in self.root.glob("*/"):
+            is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
+            if is_old and not (folder / "job.json").exists():
+                self.delete(folder.name)
 
-    def write_chunk(self, job_id: str, index: int, pcm: bytes) -> None:
-        _write(self._chunk(job_id, index), pcm)
+    # -- one at a time ---------------------------------------------------------------------
 
-    def chunk_indexes(self, job_id: str) -> set[int]:
-        return {int(path.stem) for path in (self.root / job_id).glob("[0-9]*.pcm")}
+    @contextmanager
+    def alone(self, job_id: str) -> Iterator[bool]:
+        """Whether the caller has this job for itself inside the block; the system frees what a
+        killed holder had.
 
-    def chunk_samples(self, job_id: str, index: int) -> int:
-        return self._chunk(job_id, index).stat().st_size // 2
+        Raises:
+            FileNotFoundError: there is no such job.
+        """
+        with (self.folder(job_id) / "lock").open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    # -- sound -----------------------------------------------------------------------------
+
+    def record(self, job_id: str, pieces: Sequence[Piece], sample_rate: int) -> Recorder:
+        """For the one who has the job for itself: to append chunks."""
+        return Recorder(self.folder(job_id), pieces, sample_rate)
+
+    def chunk_lengths(self, job_id: str) -> dict[int, int]:
+        """Samples of every chunk that is on disk, without pauses."""
+        folder = self.folder(job_id)
+        lengths = {index: entry.n_samples for index, entry in enumerate(read_index(folder))}
+        for index in loose_chunks(folder) - lengths.keys():
+            lengths[index] = loose_path(folder, index).stat().st_size // BYTES_PER_SAMPLE
+        return lengths
 
     def read_chunk(self, job_id: str, index: int) -> bytes | None:
+        """Samples of a chunk without its pause, None if it is not on disk."""
+        folder = self.folder(job_id)
         try:
-            return self._chunk(job_id, index).read_bytes()
+            return loose_path(folder, index).read_bytes()
+        except FileNotFoundError:
+            # Not waiting, or not any more: then it is in the index by now.
+            entry = find_entry(folder, index)
+        if entry is None or (found := self.open_sound(job_id)) is None:
+            return None
+        with found[0] as sound:
+            sound.seek(WAV_HEADER_BYTES + BYTES_PER_SAMPLE * entry.start)
+            return sound.read(BYTES_PER_SAMPLE * entry.n_samples)
+
+    def spoken_samples(self, job_id: str) -> int:
+        """How long the sound is up to the first chunk that is missing."""
+        entries = read_index(self.folder(job_id))
+        return entries[-1].end if entries else 0
+
+    def open_sound(self, job_id: str) -> tuple[BinaryIO, int] | None:
+        """The sound, complete or not, and its size in bytes; None where there is none."""
+        try:
+            file = (self.folder(job_id) / SOUND).open("rb")
         except FileNotFoundError:
             return None
+        return file, os.fstat(file.fileno()).st_size
 
-    def _chunk(self, job_id: str, index: int) -> Path:
-        return self.root / job_id / f"{index:05d}.pcm"
-
-    # -- the finished sound ----------------------------------------------------------------
-
-    def audio_path(self, job_id: str) -> Path:
-        return self.root / job_id / "audio.wav"
-
-    def assemble(self, job_id: str, pieces: list[Piece], sample_rate: int) -> int:
-        """Join the chunks and their pauses into ``audio.wav``; returns its samples."""
-        path = self.audio_path(job_id)
-        partial = _partial(path)
-        with wave.open(str(partial), "wb") as sound:
-            sound.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
-            for index, piece in enumerate(pieces):
-                for block in _blocks(self._chunk(job_id, index)):
-                    sound.writeframesraw(block)
-                sound.writeframesraw(bytes(2 * round(piece.pause_s * sample_rate)))
-            n_samples = sound.tell()
-        os.replace(partial, path)
-        return n_samples
-
-    def drop_chunks(self, job_id: str) -> None:
-        """Remove the chunks, and what a killed writer may have left."""
+    def drop_loose(self, job_id: str) -> None:
+        """Remove chunks that will never be appended, and what a killed writer may have left."""
         for pattern in ("[0-9]*.pcm", "*.partial"):
-            for path in (self.root / job_id).glob(pattern):
+            for path in self.folder(job_id).glob(pattern):
                 path.unlink(missing_ok=True)
 
-    def read_samples(self, job_id: str, start: int, count: int) -> bytes | None:
-        """Part of the finished sound, in samples."""
-        try:
-            with self.audio_path(job_id).open("rb") as sound:
-                sound.seek(WAV_HEADER_BYTES + 2 * start)
-                return sound.read(2 * count)
-        except FileNotFoundError:
-            return None
-
-
-def _partial(path: Path) -> Path:
-    """A name of this writer's own: two that meet must not write into one file."""
-    return path.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = _partial(path)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
+    def drop_sound(self, job_id: str) -> None:
+        for name in (SOUND, "chunks.idx"):
+            (self.folder(job_id) / name).unlink(missing_ok=True)

@@ -33,6 +33,7 @@ class Kind(StrEnum):
 class State(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"  # long jobs only: what is spoken stays, nothing more is spoken
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -40,6 +41,11 @@ class State(StrEnum):
     @property
     def is_final(self) -> bool:
         return self in (State.DONE, State.FAILED, State.CANCELLED)
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether chunks of such a job may enter a batch."""
+        return self in (State.QUEUED, State.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)

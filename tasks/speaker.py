@@ -51,7 +51,9 @@ class EngineBroken(Exception):
 
 class Outcome(Enum):
     SPOKEN = auto()
-    SKIPPED = auto()  # the job was cancelled or ended, or the chunk is published already
+    SKIPPED = (
+        auto()
+    )  # the job was cancelled or paused or has ended, or the chunk is published already
     FAILED = auto()  # the engine cannot speak it; its job has been told
 
 
@@ -95,7 +97,7 @@ class Speaker:
         answers = self._with_patience(lambda: self.store.begin(chunks, token))
         together, suspects = [], []
         for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
-            if state is None or state.is_final or is_published:
+            if state is None or not state.is_spoken or is_published:
                 continue
             if attempt > MAX_ATTEMPTS:
                 chunk = batch[row].chunk

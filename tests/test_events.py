@@ -9,13 +9,14 @@ import pytest
 import redis
 
 from tasks.events import ChunkResult, EventStore, connect
+from tasks.longjobs import LongJobs
 from tasks.messages import Kind, State
 from tests.examples import a_job, some_pieces
 from tests.stack import Stack
 
 TTL_S = 600
 # Facts about the whole service, not about one job.
-LASTING = {b"supertonic:jobs", b"supertonic:totals", b"supertonic:workers"}
+LASTING = {b"supertonic:jobs", b"supertonic:open", b"supertonic:totals", b"supertonic:workers"}
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,30 @@ def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) ->
         ], "a second attempt counts only alone"
     assert store.begin([("job", 1)], "d") == [(State.RUNNING, False, 2)]
     store.end("job", State.CANCELLED)
-    assert store.begin([("job", 1)], "e") == [(State.CANCELLED, False, 3)]
+    assert store.begin([("job", 1)], "e") == [(State.CANCELLED, False, 0)], "it is not spoken"
+
+
+def test_a_chunk_skipped_for_a_pause_is_no_attempt(store: EventStore) -> None:
+    create(store, count=2, kind=Kind.LONG)
+    long_jobs = LongJobs(store)
+    for token in ("a", "b", "c", "d"):
+        assert long_jobs.pause("job") and not long_jobs.pause("job")
+        assert store.begin([("job", 1)], token) == [(State.PAUSED, False, 0)]
+        assert long_jobs.resume("job") and not long_jobs.resume("job")
+    assert store.begin([("job", 1)], "e") == [(State.QUEUED, False, 1)]
+
+
+def test_a_paused_job_takes_what_was_being_spoken_and_can_end(store: EventStore) -> None:
+    create(store, count=2, kind=Kind.LONG)
+    long_jobs = LongJobs(store)
+    long_jobs.pause("job")
+    assert store.publish([result(index=0)]) == [True]
+    assert state(store) is State.PAUSED
+    assert long_jobs.resume("job") and state(store) is State.RUNNING
+    long_jobs.pause("job")
+    assert store.end("job", State.CANCELLED) and not long_jobs.resume("job")
+    types = [event.type for event in store.events("job")]
+    assert types == ["paused", "audio", "resumed", "paused", "cancelled"]
 
 
 def test_a_lost_chunk_is_taken_back_once_and_can_be_published_again(store: EventStore) -> None:

@@ -1,7 +1,12 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
+import base64
+from functools import partial
+
 import numpy as np
 
+from tasks.jobsound import read_index
+from tests.memory import Peaks, resident_bytes
 from tests.sse import joined, read_events, samples_of
 from tests.stack import Stack, wait_for
 
@@ -30,6 +35,25 @@ def done(server: Stack, job_id: str, limit_s: float = 120) -> dict:
     return wait_for(ended, limit_s, f"job {job_id} ends")
 
 
+def appended(stack: Stack, job_id: str) -> int:
+    """Chunks that are in the job's file."""
+    return len(read_index(stack.data_dir / "jobs" / job_id))
+
+
+def start_slow(stack: Stack, batch_ms: int = 100) -> None:
+    """The whole service on an engine that needs its time for every chunk."""
+    stack.env |= {
+        "NULL_BATCH_MS": str(batch_ms),
+        "NULL_BYTES": "30000",
+        "SUPERTONIC_MAX_BATCH": "2",
+    }
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.start_files()
+    stack.wait_ready()
+
+
 def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
     job_id = submit(server, 20_000)
     job = done(server, job_id)
@@ -37,7 +61,8 @@ def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
     samples = samples_of(server.get(f"/jobs/{job_id}/audio").content)
     assert abs(len(samples) / 44_100 - job["duration_seconds"]) < 0.01
     assert job["duration_seconds"] > 600
-    assert not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), "chunk files are gone"
+    assert not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), "no chunk is kept twice"
+    assert job["expires_at"] == job["created_at"] + 7 * 86400
 
 
 def test_a_jobs_file_equals_the_same_request_spoken_at_once(server: Stack) -> None:
@@ -87,7 +112,7 @@ def test_a_cancelled_job_stops_and_leaves_nothing_behind(server: Stack) -> None:
     job_id = submit(server, 50_000)
     wait_for(lambda: server.get(f"/jobs/{job_id}").json()["chunks_done"] > 0)
     assert server.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
-    wait_for(lambda: not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), 20)
+    wait_for(lambda: not list((server.data_dir / "jobs" / job_id).glob("*.[piw]*")), 20)
     job = server.get(f"/jobs/{job_id}").json()
     assert job["state"] == "cancelled" and job["chunks_done"] < job["chunks_total"]
     assert server.delete(f"/jobs/{job_id}").json()["deleted"] is True
@@ -106,10 +131,10 @@ def test_a_job_survives_the_loss_of_everything_but_the_disk(stack: Stack) -> Non
     """Redis without persistence, every process killed: the job goes on at the first gap."""
     stack.start_all()
     job_id = submit(stack, 20_000, seed=21, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: len(list((stack.data_dir / "jobs" / job_id).glob("*.pcm"))) >= 10)
+    wait_for(lambda: appended(stack, job_id) >= 10)
     for name in ("worker", "files", "web", "redis"):
         stack.kill(name)
-    on_disk = len(list((stack.data_dir / "jobs" / job_id).glob("*.pcm")))
+    on_disk = appended(stack, job_id)
     stack.start_all()
     job = done(stack, job_id)
     assert job["state"] == "done"
@@ -125,3 +150,172 @@ def test_a_files_worker_that_stops_in_the_middle_is_followed_by_another(stack: S
     stack.kill("files")
     stack.start_files()
     assert done(stack, job_id)["state"] == "done"
+
+
+def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
+    """300 MB: less than a tenth of it is ever in the memory of any process, Redis included."""
+    stack.env["NULL_BYTES"] = "1800000"
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.start_files()
+    stack.wait_ready()
+    body = {"text": long_text(50_000), "output_format": "base64"}
+    # Whatever is loaded on first use is loaded before the first sample.
+    for warm_up in ("/synthesize/long?wait=true", "/synthesize/long"):
+        stack.post(warm_up, body | {"text": "Hello there."})
+    probes = {
+        name: partial(resident_bytes, process.pid) for name, process in stack.processes.items()
+    }
+    probes["redis data"] = lambda: stack.redis.info("memory")["used_memory"]
+    with Peaks(probes) as peaks:
+        options = {"json": body, "stream": True, "timeout": 120}
+        answer = stack.session.post(f"{stack.url}/synthesize/long?wait=true", **options)
+        received, sound = 0, b""
+        for block in answer.iter_content(1 << 20):
+            received += len(block)
+            sound += block[:100] if not sound else b""
+        (job,) = (j for j in stack.get("/jobs").json()["jobs"] if j["characters"] == 50_000)
+        with stack.get(f"/jobs/{job['job_id']}/audio", stream=True) as file:
+            n_bytes = sum(len(block) for block in file.iter_content(1 << 20))
+    assert job["state"] == "done" and n_bytes > 280e6
+    assert sound.startswith(b'{"audio_base64": "UklGR') and received > 4 / 3 * n_bytes
+    assert base64.b64decode(sound[18:78])[:4] == b"RIFF"
+    on_disk = sum(path.stat().st_size for path in stack.data_dir.rglob("*") if path.is_file())
+    assert on_disk < n_bytes + 5e6, "the sound is on disk once"
+    assert max(peaks.growth.values()) < 60e6, {n: b / 1e6 for n, b in peaks.growth.items()}
+
+
+def test_sound_so_far_can_be_fetched_while_the_rest_is_made(stack: Stack) -> None:
+    start_slow(stack)
+    job_id = submit(stack, 6000, target_chunk_chars=100, max_chunk_chars=200)
+    nothing = stack.get(f"/jobs/{job_id}/audio?partial=true")
+    wait_for(lambda: appended(stack, job_id) >= 4)
+    early = stack.get(f"/jobs/{job_id}/audio?partial=true")
+    assert early.status_code == 200 and early.headers["Cache-Control"] == "no-store"
+    assert nothing.status_code in (200, 409)
+    assert stack.get(f"/jobs/{job_id}/audio").status_code == 409
+    assert done(stack, job_id)["state"] == "done"
+    first, whole = samples_of(early.content), samples_of(stack.get(f"/jobs/{job_id}/audio").content)
+    assert 4 * 15_000 <= len(first) < len(whole)
+    assert np.array_equal(first, whole[: len(first)])
+    after = stack.get(f"/jobs/{job_id}/audio?partial=true")
+    assert np.array_equal(samples_of(after.content), whole)
+
+
+def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(stack: Stack) -> None:
+    start_slow(stack)
+    job_id = submit(stack, 8000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
+    paused = stack.post(f"/jobs/{job_id}/pause").json()
+    assert (paused["state"], paused["eta_seconds"]) == ("paused", None)
+    spoken = stack.get("/metrics").json()["total_chunks"]
+    other = submit(stack, 300)
+    assert done(stack, other)["state"] == "done", "others are spoken meanwhile"
+    still = stack.get(f"/jobs/{job_id}").json()
+    new = stack.get("/metrics").json()["total_chunks"] - spoken
+    assert still["chunks_done"] - paused["chunks_done"] <= 2, "no more than the batch that ran"
+    assert new <= 2 + stack.get(f"/jobs/{other}").json()["chunks_total"]
+    assert stack.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
+    listed = stack.get("/jobs?state=paused").json()["jobs"]
+    assert [job["job_id"] for job in listed] == [job_id]
+    resumed = stack.post(f"/jobs/{job_id}/resume").json()
+    assert resumed["state"] == "running"
+    assert stack.post(f"/jobs/{job_id}/resume").json()["state"] in ("running", "done")
+    assert done(stack, job_id)["state"] == "done"
+    for action in ("pause", "resume"):
+        refused = stack.post(f"/jobs/{job_id}/{action}")
+        assert refused.status_code == 409 and "done already" in refused.json()["detail"]
+
+
+def test_pausing_again_and_again_is_no_attempt_at_a_chunk(stack: Stack) -> None:
+    """A chunk skipped for a pause must not count among the three that a chunk may take down."""
+    start_slow(stack, batch_ms=50)
+    job_id = submit(stack, 4000, target_chunk_chars=100, max_chunk_chars=200)
+    for n in range(1, 6):
+        wait_for(lambda n=n: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2 * n)
+        stack.post(f"/jobs/{job_id}/pause")
+        wait_for(lambda: stack.redis.llen("low") == 0 and stack.redis.hlen("unacked") == 0)
+        stack.post(f"/jobs/{job_id}/resume")
+    assert done(stack, job_id)["state"] == "done"
+    assert "taken down" not in stack.log("worker") and "suspect" not in stack.log("worker")
+
+
+def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> None:
+    start_slow(stack)
+    job_id = submit(stack, 6000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: appended(stack, job_id) >= 4)
+    stack.post(f"/jobs/{job_id}/pause")
+    for name in ("worker", "files", "web", "redis"):
+        stack.kill(name)
+    start_slow(stack)
+    job = wait_for(lambda: (r := stack.get(f"/jobs/{job_id}")).status_code == 200 and r.json(), 20)
+    wait_for(lambda: stack.redis.exists(f"supertonic:job:{job_id}"), 20, "restored")
+    assert stack.get(f"/jobs/{job_id}").json()["state"] == job["state"] == "paused"
+    assert stack.get("/metrics").json()["total_chunks"] == 0
+    stack.post(f"/jobs/{job_id}/resume")
+    assert done(stack, job_id)["state"] == "done"
+
+
+def test_events_tell_of_pauses_and_keep_their_positions(stack: Stack) -> None:
+    start_slow(stack)
+    job_id = submit(stack, 3000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
+    events = []
+    with stack.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
+        for event in read_events(response):
+            events.append(event)
+            if event.event == "chunk" and event.data["index"] == 3:
+                stack.post(f"/jobs/{job_id}/pause")
+            if event.event == "paused":
+                stack.post(f"/jobs/{job_id}/resume")
+    names = [event.event for event in events]
+    assert names.count("paused") == names.count("resumed") == 1
+    assert names.index("paused") < names.index("resumed") and names[-1] == "done"
+    assert all(event.id == "" for event in events if event.event in ("paused", "resumed"))
+    ids = [int(event.id) for event in events if event.id]
+    assert ids == list(range(len(ids))), "ids count on as if nothing had been"
+    with stack.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
+        again = [event.event for event in read_events(response)]
+    assert "paused" not in again and again[-1] == "done"
+
+
+def test_a_paused_job_can_be_cancelled_and_deleted(stack: Stack) -> None:
+    start_slow(stack)
+    job_id = submit(stack, 6000)
+    stack.post(f"/jobs/{job_id}/pause")
+    assert stack.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
+    assert stack.delete(f"/jobs/{job_id}").json()["deleted"] is True
+    assert stack.get(f"/jobs/{job_id}").status_code == 404
+
+
+def test_progress_tells_an_honest_time_left_and_a_place(stack: Stack) -> None:
+    start_slow(stack, batch_ms=200)
+    first = submit(stack, 12_000, target_chunk_chars=100, max_chunk_chars=200)
+    second = submit(stack, 300)
+    third = submit(stack, 300)
+    waiting = {job["job_id"]: job for job in stack.get("/jobs?state=queued").json()["jobs"]}
+    assert waiting[second]["eta_seconds"] is None
+    assert waiting[third]["queue_position"] == waiting[second]["queue_position"] + 1
+    left = wait_for(lambda: stack.get(f"/jobs/{first}").json()["eta_seconds"])
+    job = stack.get(f"/jobs/{first}").json()
+    assert job["queue_position"] is None
+    # Two chunks per 200 ms at best; a busy machine is slower, and the others have their turn.
+    assert left > 0.5 * (job["chunks_total"] - job["chunks_done"]) / 10
+    stack.post(f"/jobs/{first}/pause")
+    assert stack.get(f"/jobs/{first}").json()["eta_seconds"] is None
+    stack.post(f"/jobs/{first}/resume")
+    assert stack.get(f"/jobs/{first}").json()["eta_seconds"] is None, "the pace is measured afresh"
+
+
+def test_the_list_is_read_page_by_page(server: Stack) -> None:
+    ids = [submit(server, 60) for _ in range(5)]
+    seen, cursor = [], ""
+    while cursor is not None:
+        page = server.get(f"/jobs?limit=2&cursor={cursor}").json()
+        assert len(page["jobs"]) <= 2
+        seen += [job["job_id"] for job in page["jobs"]]
+        cursor = page["next_cursor"]
+    assert seen[:5] == ids[::-1] and len(seen) == len(set(seen))
+    refused = server.get("/jobs?cursor=nonsense")
+    assert refused.status_code == 422 and "next_cursor" in refused.json()["detail"]

@@ -1,0 +1,60 @@
+"""The sound of a job as an answer: from disk a block at a time, never the file as a whole."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from flask import Response, request
+from werkzeug.wsgi import wrap_file
+
+from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_header
+from tasks.jobsound import blocks
+
+# Base64 of whole blocks can be joined: their size is a multiple of three.
+BASE64_BLOCK = 3 << 16
+
+
+def whole_file(file: BinaryIO, size: int, etag: str) -> Response:
+    """A finished WAV, or the range of it that was asked for."""
+    response = Response(
+        wrap_file(request.environ, file), mimetype="audio/wav", direct_passthrough=True
+    )
+    response.call_on_close(file.close)
+    response.content_length = size
+    response.set_etag(etag)
+    response.make_conditional(request, accept_ranges=True, complete_length=size)
+    return response
+
+
+def so_far(file: BinaryIO, n_samples: int, sample_rate: int) -> Response:
+    """A WAV of the first ``n_samples`` of a file that is still growing."""
+
+    def body() -> Iterator[bytes]:
+        yield wav_header(n_samples, sample_rate)
+        file.seek(WAV_HEADER_BYTES)
+        yield from blocks(file, BYTES_PER_SAMPLE * n_samples)
+
+    response = Response(body(), mimetype="audio/wav")
+    response.call_on_close(file.close)
+    response.content_length = WAV_HEADER_BYTES + BYTES_PER_SAMPLE * n_samples
+    # The same address gives more the next time.
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def json_with_sound(answer: dict[str, Any], file: BinaryIO, size: int) -> Response:
+    """A JSON object with the whole file as ``audio_base64`` in front."""
+    rest = json.dumps(answer, ensure_ascii=False).removeprefix("{").encode()
+    head = b'{"audio_base64": "'
+
+    def body() -> Iterator[bytes]:
+        yield head
+        for block in blocks(file, size, BASE64_BLOCK):
+            yield base64.b64encode(block)
+        yield b'", ' + rest
+
+    response = Response(body(), mimetype="application/json")
+    response.call_on_close(file.close)
+    response.content_length = len(head) + 4 * ((size + 2) // 3) + 3 + len(rest)
+    return response
