@@ -64,7 +64,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-prepared bench-pipeline bench-streams  ## all benchmarks
+bench: bench-engine bench-prepared bench-pipeline bench-streams bench-service  ## all benchmarks
 
 bench-engine: $(ALL)  ## model speed, no queue
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
@@ -77,6 +77,9 @@ bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 
 bench-streams: $(ALL)  ## a hundred listeners at once, built-in voice
 	$(BIN)/python -m benchmarks.bench_streams $(ARGS)
+
+bench-service: $(ALL)  ## what listeners get under load, beside an in-process batcher
+	$(BIN)/python -m benchmarks.bench_service $(ARGS)
 
 builtin: $(READY)  ## make the built-in voice again
 	$(BIN)/python -m training.make_builtin $(ARGS)

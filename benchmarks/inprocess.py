@@ -1,7 +1,8 @@
 """The rival: one asyncio process that batches by itself and has no queue, for comparison.
 
 ``uvicorn benchmarks.inprocess:app`` answers ``POST /synthesize/stream`` with the same events as
-the service: same chunks, same engine, same conversion to PCM, WAV and base64. It cannot survive
+the service: same chunks, same engine (BENCH_ENGINE), same conversion to PCM, WAV and base64. It is
+what one writes first with FastAPI, without FastAPI's own layer over Starlette. It cannot survive
 a crash, spread over machines, cancel, resume or put anyone first; that is what the service pays
 for. Batches start at once with whatever waits, so nobody here waits for company.
 """
@@ -18,19 +19,20 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from benchmarks.null_engine import NullEngine
+from benchmarks.engines import make_engine
 from supertonic.audio import to_pcm16, wav_bytes
 from supertonic.engine import Utterance
 from supertonic.text import split_text
 
 MAX_BATCH = 32
+HEADER_BYTES = 44  # of a WAV file
 
 
 class Batcher:
     """Waiting utterances and the one thread that speaks them."""
 
     def __init__(self) -> None:
-        self.engine = NullEngine()
+        self.engine = make_engine()
         self.waiting: asyncio.Queue[tuple[Utterance, asyncio.Future[bytes]]] = asyncio.Queue()
 
     def add(self, utterance: Utterance) -> "asyncio.Future[bytes]":
@@ -78,13 +80,15 @@ async def events(batcher: Batcher, body: dict[str, Any]) -> AsyncIterator[str]:
     yield sse("accepted", {"job_id": "", "total": total, "sample_rate": rate}, 0)
     for index, (chunk, pcm) in enumerate(zip(chunks, spoken, strict=True)):
         wav = wav_bytes(await pcm, rate)
+        n_samples = (len(wav) - HEADER_BYTES) // 2
         data = {
             "index": index,
             "total": total,
-            "audio_base64": base64.b64encode(wav).decode("ascii"),
-            "duration_seconds": round(len(wav) / 2 / rate, 4),
+            "duration_seconds": round(n_samples / rate, 4),
+            "n_samples": n_samples,
             "sample_rate": rate,
             "text": chunk.text,
+            "audio_base64": base64.b64encode(wav).decode("ascii"),
         }
         yield sse("chunk", data, index + 1)
     yield sse("done", {"total_chunks": total}, total + 1)

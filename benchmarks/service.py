@@ -84,6 +84,10 @@ class Service:
         """CPU seconds that a process and its children have used so far."""
         return _cpu_s(self.processes[name].pid)
 
+    def rss_bytes(self, name: str) -> int:
+        """Resident memory of a process and its children; shared pages count in each."""
+        return sum(_rss_bytes(pid) for pid in _tree(self.processes[name].pid))
+
     def _logs(self) -> str:
         logs = sorted(self.folder.glob("*.log"))
         return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs)
@@ -108,12 +112,31 @@ def get_status(port: int, path: str) -> int:
         connection.close()
 
 
+def _tree(pid: int) -> list[int]:
+    """A process and all it has started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(one for child in children for one in _tree(int(child)))]
+
+
+def _rss_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _cpu_s(pid: int) -> float:
+    return sum(_own_cpu_s(one) for one in _tree(pid)) or float("nan")
+
+
+def _own_cpu_s(pid: int) -> float:
     try:
         # After the name, which may hold spaces, in brackets: state is field 3, utime 14, stime 15.
         fields: Any = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
-        return float("nan")
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(_cpu_s(int(child)) for child in children)
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -62,3 +62,20 @@ def test_every_stream_of_a_small_burst_is_complete() -> None:
     assert result["failed"] == 0
     assert result["chunks"] == 50
     assert 0 < result["first_p50_ms"] < result["whole_p50_ms"]
+
+
+def test_the_load_harness_reports_every_load_and_its_rival() -> None:
+    result = run("bench_service")
+    assert result["failed"] == 0
+    named = ("idle", "http")
+    assert all(0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"] for name in named)
+    loads = result["loads"]
+    assert {name.split(", ")[2] for name in loads} == {"service", "in-process"}
+    for name, load in loads.items():
+        assert load["streams"] > 0 and load["refused"] == 0, name
+        assert 0 < load["first_p50_ms"] <= load["first_p95_ms"] <= load["first_p99_ms"]
+        assert 0 <= load["c0"] <= load["c50"] <= load["c100"] <= 100
+        assert load["audio_s_per_s"] > 0
+    burst = loads["tiny, burst of 10, service"]
+    assert burst["cores"].keys() == {"web", "worker", "files", "redis", "client"}
+    assert loads["tiny, 4 users + jobs, service"]["job_chunks"] > 0

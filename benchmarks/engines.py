@@ -1,0 +1,97 @@
+"""The engine a benchmark asks for: BENCH_ENGINE is null, full, or what SUPERTONIC_MODEL takes.
+
+``full`` is the published model's size with random weights: it costs what the real one costs and
+says nothing. Random weights would also choose random lengths, so each text is given the length
+that it would take to say it.
+"""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.null_engine import NullEngine
+
+SECONDS_PER_CHARACTER = 0.065
+MARKS = 9  # characters that the language tags put around a text
+
+
+def make_engine() -> Any:
+    """As the environment says; the device and precision are the worker's settings."""
+    wanted = os.environ.get("BENCH_ENGINE", "null")
+    if wanted == "null":
+        return NullEngine()
+    # Imported here: the null engine needs no torch model.
+    from supertonic.engine import load_engine
+    from tasks.settings import Settings
+
+    settings = Settings.from_env()
+    if wanted == "full":
+        engine = _full_size(settings.device, settings.precision)
+    else:
+        engine = load_engine(wanted, settings.model_dir, settings.device, settings.precision)
+    engine.warm_up()
+    return engine
+
+
+def _full_size(device: str, precision: str) -> Any:
+    import torch
+
+    from benchmarks.bench_engine import random_model
+    from supertonic.config import ModelConfig
+    from supertonic.engine import Engine, resolve_device, usable_cores
+    from supertonic.prepared import prepare
+    from supertonic.voices import VOICES, Style
+
+    config, device = ModelConfig(), resolve_device(device)
+    if device == "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    model = prepare(random_model(config), device, precision)
+    measured = model.durations
+
+    def plausible(batch: Any) -> list[int]:
+        measured(batch)  # it costs what it costs
+        seconds = (batch.text_lengths - MARKS).clamp(min=1) * SECONDS_PER_CHARACTER
+        samples: list[int] = (seconds / batch.speed * config.sample_rate).long().tolist()
+        return samples
+
+    model.durations = plausible  # type: ignore[method-assign]
+    draw = np.random.default_rng(3)
+    size = config.duration_predictor
+
+    def style() -> Style:
+        ttl = draw.standard_normal((config.n_style, config.style_dim)) / config.style_dim**0.5
+        dp = draw.standard_normal((size.n_style, size.style_dim)) / size.style_dim**0.5
+        return Style(ttl.astype(np.float32), dp.astype(np.float32))
+
+    return Engine(
+        model,
+        {voice: style() for voice in VOICES},
+        name="full-size random weights",
+        description="Random weights in the size of the published model, for benchmarks.",
+        is_builtin=False,
+        fingerprint="random",
+        device=device,
+        precision=precision,
+    )
+
+
+def rate(seconds: float = 5.0) -> float:
+    """Audio seconds per second of the engine by itself, speaking the chunks of mixed texts."""
+    from benchmarks.traffic import LONG, MEDIUM, SHORT
+    from supertonic.engine import Utterance
+    from supertonic.text import split_text
+
+    engine = make_engine()
+    chunks = [chunk.text for text in (SHORT, MEDIUM, LONG) for chunk in split_text(text, "en")]
+    batch = [Utterance(text, "en", "M1", 2, 1.05, 7, index) for index, text in enumerate(chunks)]
+    engine.synthesize(batch)
+    audio_s, started = 0.0, time.perf_counter()
+    while (took_s := time.perf_counter() - started) < seconds:
+        audio_s += sum(len(audio.samples) for audio in engine.synthesize(batch)) / 44_100
+    return audio_s / took_s
+
+
+if __name__ == "__main__":
+    print(rate())
