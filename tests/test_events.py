@@ -306,7 +306,12 @@ def test_long_jobs_are_listed_the_newest_first_until_forgotten(store: EventStore
         create(store, kind=Kind.LONG, job_id=job_id)
     create(store, kind=Kind.STREAM, job_id="stream")
     store.forget_job("second")
-    assert store.long_job_ids() == ["third", "first"]
+    long_jobs = LongJobs(store)
+    listed, cursor = long_jobs.page("", None, 1, None)
+    rest, end = long_jobs.page("", None, 10, cursor)
+    assert [job.job_id for job in listed + rest] == ["third", "first"] and end is None
+    assert long_jobs.page("another owner", None, 10, None) == ([], None)
+    assert long_jobs.page("", State.DONE, 10, None) == ([], None)
     assert store.job("second") is None
 
 
