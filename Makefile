@@ -1,7 +1,7 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
-	bench-prepared bench-pipeline bench-streams builtin clean
+	bench-prepared bench-pipeline bench-kills bench-streams builtin clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -64,7 +64,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-prepared bench-pipeline bench-streams bench-service  ## all benchmarks
+bench: bench-engine bench-prepared bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
 
 bench-engine: $(ALL)  ## model speed, no queue
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
@@ -74,6 +74,9 @@ bench-prepared: $(ALL)  ## the form the worker runs, beside the readable one and
 
 bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)
+
+bench-kills: $(ALL)  ## what SIGKILLs cost over 50,000 messages, null engine
+	$(BIN)/python -m benchmarks.bench_kills $(ARGS)
 
 bench-streams: $(ALL)  ## a hundred listeners at once, built-in voice
 	$(BIN)/python -m benchmarks.bench_streams $(ARGS)

@@ -6,11 +6,13 @@ from tasks.settings import Settings
 
 _settings = Settings.from_env()
 
-broker_url = _settings.redis_url
+broker_url = _settings.broker_url or _settings.redis_url
+# One round trip per batch instead of three per message, and no message is ever only in a socket.
+broker_transport = None if _settings.broker_url else "tasks.transport:Transport"
 broker_connection_retry_on_startup = True
 # Never give up on Redis: a worker that ends because Redis was long away helps nobody.
 broker_connection_max_retries = None
-broker_transport_options = {
+_redis_options = {
     # A dead worker's messages come back after this long. Living workers renew what they hold
     # (tasks/consumer.py), so a long queue never looks like a dead worker.
     "visibility_timeout": _settings.visibility_timeout_s,
@@ -30,6 +32,7 @@ broker_transport_options = {
     # A host that vanished without a word is noticed; replies are only read once they are there.
     "socket_timeout": 10,
 }
+broker_transport_options = {} if broker_url.startswith("amqp") else _redis_options
 
 # high: the first chunk of a stream. normal: what follows. low: long jobs. files: assembling them.
 task_queues = [Queue(name) for name in ("high", "normal", "low", "files")]
@@ -47,7 +50,8 @@ task_ignore_result = True
 task_acks_late = True
 task_reject_on_worker_lost = True
 
-# Two batches: one running, one staged. More would only have to be handed back at a stop.
+# Of the queue `normal`. Two batches: one running, one staged. More would only have to be handed
+# back at a stop.
 worker_prefetch_multiplier = 64
 # One thread owns the device.
 worker_pool = "threads"

@@ -27,11 +27,14 @@ from kombu import Consumer
 from tasks.batching import Limits, Waiting, take, wait_until
 from tasks.messages import Chunk, Kind, MalformedMessage
 from tasks.speaker import EngineBroken, Outcome, Speaker
+from tasks.transport import QoS
 
 logger = logging.getLogger(__name__)
 
-# Credit of the HIGH lane. It has its own channel, so first chunks never wait for NORMAL credit.
-HIGH_PREFETCH = 256
+# Each queue has a channel and a credit of its own, so first chunks never wait for NORMAL credit,
+# and long jobs are not starved by it: the order among them all is decided in tasks/batching.py.
+# NORMAL is the worker's own consumer, its credit is in celeryconfig.py.
+LANES = {"high": 256, "low": 32}
 # Pause after a batch that could not be published, for example because Redis is full.
 RETRY_S = 1.0
 # How long a stop waits for the running batch before it hands everything back.
@@ -61,7 +64,7 @@ class Report:
 
 
 class BatchingConsumer(bootsteps.StartStopStep):
-    """Consumer bootstep that holds waiting chunks, the HIGH lane and the leases."""
+    """Consumer bootstep that holds waiting chunks, the lanes beside NORMAL, and the leases."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
     name = "batching"
@@ -81,25 +84,27 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.is_pulling = False
         self.is_stopping = False
         self._lock = threading.Condition()
-        self._high: Consumer | None = None
-        # The normal consumer leaves HIGH to its own lane and FILES to the files worker.
-        consumer.app.amqp.queues.deselect(["high", "files"])
+        self._lanes: list[Consumer] = []
+        # The normal consumer leaves these to their own lanes and FILES to the files worker.
+        consumer.app.amqp.queues.deselect([*LANES, "files"])
 
     # -- start and stop, in the hub thread ---------------------------------------------------
 
     def start(self, consumer: Any) -> None:
-        channel = consumer.connection.channel()
-        channel.basic_qos(0, HIGH_PREFETCH, False)
-        self._high = Consumer(
-            channel,
-            queues=[consumer.app.amqp.queues["high"]],
-            on_message=consumer.create_task_handler(),
-            on_decode_error=consumer.on_decode_error,
-            accept=consumer.app.conf.accept_content,
-        )
-        self._high.consume()
-        visibility_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
+        for name, credit in LANES.items():
+            channel = consumer.connection.channel()
+            channel.basic_qos(0, credit, False)
+            lane = Consumer(
+                channel,
+                queues=[consumer.app.amqp.queues[name]],
+                on_message=consumer.create_task_handler(),
+                on_decode_error=consumer.on_decode_error,
+                accept=consumer.app.conf.accept_content,
+            )
+            lane.consume()
+            self._lanes.append(lane)
         if consumer.connection.transport.driver_type == "redis":
+            visibility_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
             consumer.timer.call_repeatedly(visibility_s / 4, self._renew_leases)
         consumer.timer.call_repeatedly(0.5, self._tick)
         self._tick()
@@ -114,13 +119,13 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self._forget_waiting()
         else:
             self._finish()
-        if self._high is not None:
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
             try:
-                self._high.cancel()
-                self._high.channel.close()
+                lane.cancel()
+                lane.channel.close()
             except consumer.connection_errors as error:
-                logger.info("closing the high lane: %s", error)
-            self._high = None
+                logger.info("closing a lane: %s", error)
 
     def _forget_waiting(self) -> None:
         with self._lock:
@@ -137,6 +142,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         for held in unstarted:
             held.request.reject(requeue=True)
             task_ready(held.request)
+        self._flush_channels()
         give_up_at = time.monotonic() + STOP_PATIENCE_S
         with self._lock:
             while self.is_pulling and time.monotonic() < give_up_at:
@@ -274,20 +280,31 @@ class BatchingConsumer(bootsteps.StartStopStep):
     # -- timers, in the hub thread -----------------------------------------------------------
 
     def _renew_leases(self) -> None:
-        """Tell the broker that everything held is in good hands, however long it waits here."""
+        """Tell Redis that everything held is in good hands, however long it waits here."""
         consumer = self.consumer
-        channels = [consumer.task_consumer and consumer.task_consumer.channel]
-        channels.append(self._high and self._high.channel)
-        now = time.time()
-        for channel in channels:
-            if not channel or not (tags := list(channel.qos._delivered)):
-                continue
+        if consumer.connection.transport.driver_type != "redis":
+            return
+        for channel in self._channels():
             try:
-                with channel.conn_or_acquire() as client:
-                    # XX: a tag that was acknowledged meanwhile must not come back.
-                    client.zadd(channel.unacked_index_key, dict.fromkeys(tags, now), xx=True)
+                if isinstance(channel.qos, QoS):
+                    channel.qos.renew()
+                elif tags := list(channel.qos._delivered):
+                    with channel.conn_or_acquire() as client:
+                        # XX: a tag that was acknowledged meanwhile must not come back.
+                        leases = dict.fromkeys(tags, time.time())
+                        client.zadd(channel.unacked_index_key, leases, xx=True)
             except consumer.connection_errors as error:
                 logger.warning("could not renew leases: %s", error)
+
+    def _flush_channels(self) -> None:
+        """Have the claim channels tell Redis now: there is no next poll that would."""
+        for channel in self._channels():
+            if isinstance(channel.qos, QoS):
+                channel.flush()
+
+    def _channels(self) -> list[Any]:
+        consumers = [self.consumer.task_consumer, *self._lanes]
+        return [consumer.channel for consumer in consumers if consumer and consumer.channel]
 
     def _tick(self) -> None:
         type(self).on_tick(self, self.consumer.hostname)

@@ -79,3 +79,9 @@ def test_the_load_harness_reports_every_load_and_its_rival() -> None:
     burst = loads["tiny, burst of 10, service"]
     assert burst["cores"].keys() == {"web", "worker", "files", "redis", "client"}
     assert loads["tiny, 4 users + jobs, service"]["job_chunks"] > 0
+
+
+def test_a_killed_worker_loses_nothing_and_repeats_at_most_its_batch() -> None:
+    result = run("bench_kills")
+    assert result["kills"] >= 1 and result["lost"] == 0
+    assert result["recomputed"] <= 32 * result["kills"]

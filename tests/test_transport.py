@@ -1,0 +1,182 @@
+"""The claim channel and kombu's own Redis transport: one format, and nothing is ever nowhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from kombu import Connection, Consumer, Producer, Queue
+from kombu.message import Message
+
+from celeryconfig import _redis_options
+from tasks.dead_letters import letters
+from tests.stack import Stack, wait_for
+
+CLAIM, STOCK = "tasks.transport:Transport", "redis"
+LEASE_S = 1
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("redis"))
+    stack.start_redis()
+    yield stack
+    stack.stop_all()
+
+
+@pytest.fixture
+def server(running: Stack) -> Stack:
+    running.redis.flushall()
+    return running
+
+
+class Receiver:
+    """A consumer of the queue ``high`` and what it got, oldest first."""
+
+    def __init__(self, connection: Connection, credit: int) -> None:
+        self.connection = connection
+        self.got: list[Message] = []
+        channel = connection.channel()
+        channel.basic_qos(0, credit, False)
+        self.consumer = Consumer(channel, [Queue("high")], on_message=self.got.append)
+        self.consumer.consume()
+
+    @property
+    def texts(self) -> list[str]:
+        return [message.payload for message in self.got]
+
+    def drain(self, seconds: float = 0.3) -> list[str]:
+        give_up_at = time.monotonic() + seconds
+        while time.monotonic() < give_up_at:
+            try:
+                self.connection.drain_events(timeout=0.05)
+            except TimeoutError:
+                pass
+        return self.texts
+
+
+def connect(server: Stack, transport: str) -> Connection:
+    options = _redis_options | {"visibility_timeout": LEASE_S}
+    return Connection(server.redis_url, transport=transport, transport_options=options)
+
+
+@contextmanager
+def receiving(server: Stack, transport: str, credit: int = 8) -> Iterator[Receiver]:
+    with connect(server, transport) as connection:
+        yield Receiver(connection, credit)
+
+
+def send(server: Stack, *texts: str) -> None:
+    with connect(server, STOCK) as connection:
+        producer = Producer(connection.channel(), serializer="json")
+        for text in texts:
+            producer.publish(text, routing_key="high", retry=False)
+
+
+def forget(receiver: Receiver) -> None:
+    """As if the process had been killed: nothing is given back, nothing is renewed."""
+    receiver.consumer.channel.qos._delivered.clear()
+    receiver.consumer.channel.qos._dirty.clear()
+
+
+def test_a_claim_takes_what_the_credit_allows_in_order_of_sending(server: Stack) -> None:
+    send(server, *"abcdef")
+    with receiving(server, CLAIM, credit=4) as receiver:
+        assert receiver.drain() == list("abcd")
+        assert (server.redis.llen("high"), server.redis.hlen("unacked")) == (2, 4)
+
+
+def test_what_is_done_leaves_with_the_next_claim(server: Stack) -> None:
+    send(server, *"abcdef")
+    with receiving(server, CLAIM, credit=4) as receiver:
+        receiver.drain()
+        for message in receiver.got[:2]:
+            message.ack()
+        assert server.redis.hlen("unacked") == 4, "not told yet"
+        assert receiver.drain() == list("abcdef")
+        assert (server.redis.llen("high"), server.redis.hlen("unacked")) == (0, 4)
+
+
+def test_a_waiting_worker_that_is_killed_has_taken_nothing(server: Stack) -> None:
+    """Where kombu loses messages: popped, on their way through a socket that nobody reads."""
+    with receiving(server, CLAIM) as receiver:
+        receiver.drain(0.1)
+        assert receiver.consumer.channel._in_poll, "it waits in Redis for a message"
+        send(server, "a")
+        assert server.redis.llen("high") == 1
+        assert receiver.drain() == ["a"]
+        assert server.redis.hlen("unacked") == 1
+
+
+@pytest.mark.parametrize(("dead", "heir"), [(CLAIM, STOCK), (STOCK, CLAIM), (CLAIM, CLAIM)])
+def test_what_a_dead_worker_held_goes_to_another(server: Stack, dead: str, heir: str) -> None:
+    send(server, *"abc")
+    # Its credit is used up: with a BRPOP under way, kombu's own would swallow what comes back.
+    with receiving(server, dead, credit=3) as victim:
+        assert victim.drain() == list("abc")
+        with receiving(server, heir) as receiver:
+            # Only the second one is polled from here on, so nothing renews what the first holds.
+            wait_for(lambda: len(receiver.drain(0.2)) >= 3, 2 * LEASE_S + 5)
+            assert sorted(receiver.texts) == list("abc")
+        forget(victim)
+
+
+def test_what_a_living_worker_holds_stays_its_own(server: Stack) -> None:
+    send(server, *"abc")
+    with receiving(server, CLAIM) as holder, receiving(server, CLAIM) as other:
+        holder.drain()
+        give_up_at = time.monotonic() + 3 * LEASE_S
+        while time.monotonic() < give_up_at:
+            holder.drain(0.1)
+            assert other.drain(0.1) == []
+        assert holder.texts == list("abc")
+
+
+def test_a_stopping_worker_returns_what_it_holds_to_the_head_of_the_queue(server: Stack) -> None:
+    send(server, *"abcdef")
+    with receiving(server, CLAIM, credit=3) as receiver:
+        receiver.drain()
+        receiver.got[0].ack()
+    assert server.redis.hlen("unacked") == 0
+    with receiving(server, STOCK) as receiver:
+        assert receiver.drain() == list("bcdef")
+
+
+def test_a_returned_message_comes_back(server: Stack) -> None:
+    send(server, "a")
+    with receiving(server, CLAIM) as receiver:
+        receiver.drain()
+        receiver.got[0].reject(requeue=True)
+        assert receiver.drain() == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "no JSON", "[]", "null", "{}", '{"properties": 5}', "\xff" * 9]
+)
+def test_a_broken_message_is_buried_and_the_next_one_comes(server: Stack, broken: str) -> None:
+    server.redis.lpush("high", broken.encode("latin-1"))
+    send(server, "a")
+    with receiving(server, CLAIM) as receiver:
+        assert receiver.drain() == ["a"]
+        receiver.got[0].ack()
+        receiver.drain(0.1)
+        assert (server.redis.llen("high"), server.redis.hlen("unacked")) == (0, 0)
+    (letter,) = letters(server.redis)
+    assert letter["queue"] == "high" and letter["reason"]
+
+
+def test_a_full_redis_is_waited_out(server: Stack) -> None:
+    with receiving(server, CLAIM) as receiver:
+        receiver.drain(0.1)
+        send(server, "a")
+        server.redis.config_set("maxmemory", 1)
+        try:
+            # What is there is only moved, so it comes; and the waiting that follows is no spinning.
+            assert receiver.drain(1.5) == ["a"]
+            receiver.got[0].ack()
+            receiver.drain(0.2)
+            assert server.redis.hlen("unacked") == 0
+        finally:
+            server.redis.config_set("maxmemory", 0)
+        send(server, "b")
+        assert receiver.drain(1.5) == ["a", "b"]
