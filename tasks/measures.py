@@ -143,7 +143,7 @@ class Meter:
 
     def observe(self, measure: Measure, value: float, *labels: str) -> None:
         at = bisect_left(measure.bounds, value)
-        bound = f"{measure.bounds[at]:g}" if at < len(measure.bounds) else INFINITY
+        bound = _text(measure.bounds[at]) if at < len(measure.bounds) else INFINITY
         with self._lock:
             self._counts[measure, labels, bound] += 1
             self._counts[measure, labels, SUM] += value
@@ -231,7 +231,7 @@ def empty(measure: Measure) -> Reading:
 
 def _reading(measure: Measure, parts: dict[str, float]) -> Reading:
     total = parts.pop(SUM, 0.0)
-    bounds = [f"{bound:g}" for bound in measure.bounds] + [INFINITY]
+    bounds = [_text(bound) for bound in measure.bounds] + [INFINITY]
     counts = [0.0] * len(bounds)
     for bound, number in parts.items():
         at = len(bounds) - 1 if bound == INFINITY else bisect_left(measure.bounds, float(bound))
@@ -241,3 +241,8 @@ def _reading(measure: Measure, parts: dict[str, float]) -> Reading:
         running += number
         buckets.append((bound, running))
     return Reading(total, buckets if measure.bounds else [])
+
+
+def _text(bound: float) -> str:
+    """As Prometheus writes it: 1.0 and not 1, which version 3 would rewrite."""
+    return repr(float(bound))

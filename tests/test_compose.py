@@ -51,6 +51,7 @@ def test_cpu_and_gpu_workers_are_alternatives_and_flower_is_a_choice() -> None:
     assert profiles["worker"] == ["cpu"]
     assert profiles["worker-gpu"] == ["gpu"]
     assert profiles["flower"] == ["flower"]
+    assert profiles["prometheus"] == profiles["grafana"] == ["monitoring"]
     assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "web", "files"]
 
 
@@ -68,7 +69,7 @@ def test_the_gpu_worker_asks_for_an_nvidia_device() -> None:
 
 def test_ports_are_published_for_this_machine_only_unless_asked() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published.keys() == {"web", "flower"}
+    assert published.keys() == {"web", "flower", "prometheus", "grafana"}
     for ports in published.values():
         assert all(port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:") for port in ports)
 
@@ -120,6 +121,12 @@ def test_containers_run_what_the_procfile_runs(name: str) -> None:
     assert without_node_name(SERVICES[name]["command"]) == without_node_name(read_procfile()[name])
 
 
+def test_flower_keeps_a_bounded_number_of_chunks() -> None:
+    command = SERVICES["flower"]["command"][-1]
+    for text in (command, read_procfile()["flower"]):
+        assert 100 <= int(re.search(r"--max_tasks=(\d+)", text)[1]) <= 10_000
+
+
 def test_redis_keeps_its_data_and_refuses_rather_than_forgets() -> None:
     assert "--appendonly yes" in SERVICES["redis"]["command"]
     for command in (SERVICES["redis"]["command"], read_procfile()["redis"]):
@@ -127,12 +134,37 @@ def test_redis_keeps_its_data_and_refuses_rather_than_forgets() -> None:
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
 
 
-def test_flower_does_not_start_without_a_password() -> None:
-    command = [part.replace("$$", "$") for part in SERVICES["flower"]["command"]]
-    env = {"PATH": os.environ["PATH"], "FLOWER_BASIC_AUTH": ""}
+@pytest.mark.parametrize(
+    "command, variable, told",
+    [
+        (SERVICES["flower"]["command"], "FLOWER_BASIC_AUTH", "set it to user:password"),
+        (SERVICES["grafana"]["entrypoint"], "GF_SECURITY_ADMIN_PASSWORD", "set GRAFANA_PASSWORD"),
+    ],
+)
+def test_what_can_be_logged_into_does_not_start_without_a_password(
+    command: list[str], variable: str, told: str
+) -> None:
+    command = [part.replace("$$", "$") for part in command]
+    env = {"PATH": os.environ["PATH"], variable: ""}
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=10)
     assert ended.returncode != 0
-    assert "set it to user:password" in ended.stderr
+    assert told in ended.stderr
+
+
+def test_monitoring_finds_the_files_it_is_given_and_asks_the_web() -> None:
+    for name in ("prometheus", "grafana"):
+        for mount in SERVICES[name]["volumes"]:
+            source = mount.split(":")[0]
+            assert (ROOT / source).exists() if source[0] == "." else source in COMPOSE["volumes"]
+    config = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == ["web:8002"]
+    assert SERVICES["web"]["environment"]["SUPERTONIC_PORT"] == 8002
+    for rules in config["rule_files"]:
+        assert (ROOT / "prometheus" / rules).exists()
+    provider = yaml.safe_load((ROOT / "grafana/provisioning/dashboards/supertonic.yml").read_text())
+    folder = provider["providers"][0]["options"]["path"]
+    assert any(f":{folder}/" in mount for mount in SERVICES["grafana"]["volumes"])
 
 
 def test_every_service_of_ours_has_its_own_health_check() -> None:
@@ -140,6 +172,9 @@ def test_every_service_of_ours_has_its_own_health_check() -> None:
     known = re.findall(r"^def ([a-z]+)\(", (ROOT / "docker/healthy.py").read_text(), re.MULTILINE)
     assert checks.pop("redis") == ["CMD", "redis-cli", "ping"]
     assert checks.pop("worker-gpu") == checks["worker"]
+    # Programs of others answer for themselves.
+    assert "/-/healthy" in checks.pop("prometheus")[-1]
+    assert "/api/health" in checks.pop("grafana")[-1]
     for name, test in checks.items():
         assert test == ["CMD", "python", "docker/healthy.py", name]
         assert name in known

@@ -39,9 +39,9 @@ def test_what_several_processes_observe_is_added_up(client: redis.Redis) -> None
     (stored,) = read(client)
     reading = readings(BATCH_SIZE, stored)[()]
     assert reading.total == 205
-    assert dict(reading.buckets)["1"] == 1
-    assert dict(reading.buckets)["2"] == 3  # a bound belongs to its bucket
-    assert dict(reading.buckets)["128"] == 3
+    assert dict(reading.buckets)["1.0"] == 1
+    assert dict(reading.buckets)["2.0"] == 3  # a bound belongs to its bucket
+    assert dict(reading.buckets)["128.0"] == 3
     assert reading.buckets[-1] == ("+Inf", 4)
 
 
@@ -111,7 +111,7 @@ def test_counting_from_many_threads_loses_nothing(client: redis.Redis) -> None:
 def test_buckets_of_an_older_version_go_to_the_next_larger_one() -> None:
     stored = {"batch_chunks|3": 2.0, "batch_chunks|500": 1.0, "batch_chunks|sum": 506.0}
     reading = readings(BATCH_SIZE, stored)[()]
-    assert dict(reading.buckets)["2"] == 0 and dict(reading.buckets)["4"] == 2
+    assert dict(reading.buckets)["2.0"] == 0 and dict(reading.buckets)["4.0"] == 2
     assert reading.buckets[-1] == ("+Inf", 3)
 
 
