@@ -72,8 +72,10 @@ def synthesize() -> Response:
 @api.post("/synthesize/stream")
 def synthesize_stream() -> Response:
     body = validate(StreamBody, read_json(request))
-    job, pieces = speech().submit(body, Kind.STREAM, owner_of(request))
-    return sse_response(speech(), job, pieces, cancel_on_hangup=not body.resumable)
+    job, pieces = speech().submit(body, Kind.STREAM, owner_of(request), body.slices)
+    return sse_response(
+        speech(), job, pieces, slices=body.slices, cancel_on_hangup=not body.resumable
+    )
 
 
 def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:

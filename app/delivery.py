@@ -18,18 +18,18 @@ class Playback:
     """A listener who starts to play with the first chunk and plays without pause from then on."""
 
     def __init__(self) -> None:
-        self.chunks = 0
+        self.pieces = 0
         self.underrun_s = 0.0
         self._played_at = 0.0
 
     def add(self, now: float, seconds: float, waited_s: float) -> None:
-        """A chunk of ``seconds`` is there. The silence before it, if any, counts as far as we
-        waited for it: a client that reads slowly makes its own silence.
+        """A chunk or slice of ``seconds`` is there. The silence before it, if any, counts as far
+        as we waited for it: a client that reads slowly makes its own silence.
         """
-        if self.chunks and now > self._played_at:
+        if self.pieces and now > self._played_at:
             self.underrun_s = max(self.underrun_s, min(now - self._played_at, waited_s))
         self._played_at = max(self._played_at, now) + seconds
-        self.chunks += 1
+        self.pieces += 1
 
 
 class Delivery:
@@ -41,6 +41,7 @@ class Delivery:
         # Who comes back in the middle, or later, says nothing about waiting for the beginning.
         self.is_whole = job.kind is Kind.STREAM and job.state is State.QUEUED and after == -1
         self.playback = Playback()
+        self.chunks = 0
         self.first_audio_s: float | None = None
         self.ending: str = "left"
         self._began = time.monotonic()
@@ -57,6 +58,7 @@ class Delivery:
                 n_samples, state = getattr(item, "n_samples", None), getattr(item, "state", None)
                 if n_samples is not None:
                     self.playback.add(now, n_samples / self.job.sample_rate, now - asked)
+                    self.chunks += getattr(item, "is_last", True)
                 if state is not None:
                     self.ending = state.value
                 yield item
@@ -73,7 +75,7 @@ class Delivery:
             self.meter.observe(FIRST_AUDIO, self.first_audio_s)
 
     def _close(self) -> None:
-        if self.is_whole and self.playback.chunks > 1:
+        if self.is_whole and self.playback.pieces > 1:
             self.meter.observe(UNDERRUN, self.playback.underrun_s)
         about: dict[str, object] = {}
         if self.is_whole and self.first_audio_s is not None:
@@ -84,7 +86,7 @@ class Delivery:
             extra=facts(
                 job_id=self.job.job_id,
                 ending=self.ending,
-                chunks=self.playback.chunks,
+                chunks=self.chunks,
                 of=self.job.count,
                 seconds=time.monotonic() - self._began,
                 **about,

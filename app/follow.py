@@ -28,13 +28,18 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """Chunk ``index`` with its pause: ``pcm`` is s16le mono, None where it was not asked for."""
+    """Chunk ``index`` with its pause: ``pcm`` is s16le mono, None where it was not asked for.
+
+    Or a part of it: from sample ``start`` on, and without the end where ``is_last`` is false.
+    """
 
     index: int
     text: str
     pcm: bytes | None
     n_samples: int
     facts: dict[str, float | int]
+    start: int = 0
+    is_last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +73,28 @@ class Ended:
 
 
 def follow(
-    speech: Speech, job: Job, pieces: list[Piece], after: int = -1, with_audio: bool = True
+    speech: Speech,
+    job: Job,
+    pieces: list[Piece],
+    after: int = -1,
+    with_audio: bool = True,
+    start: int = 0,
 ) -> Iterator[Spoken | Gap | Quiet | Paused | Resumed | Ended]:
-    """Chunks after index ``after``, in order, each once; then ``Ended``.
+    """Chunks after index ``after``, in order, each once; then ``Ended``. Of the first of them only
+    what is behind its first ``start`` samples. Where ``job.slices``, chunks come in parts.
 
     ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
     show a sign of life. Redis being away for a while is waited out.
     """
-    items = _follow(speech, job, pieces, after, with_audio)
+    items = _follow(speech, job, pieces, after, with_audio, start)
     return Delivery(job, speech.meter, after).watch(items)
 
 
 def _follow(
-    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool
+    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool, start: int
 ) -> Generator[Spoken | Gap | Quiet | Paused | Resumed | Ended, None, None]:
     ready: dict[int, Event] = {}
+    begun: set[int] = set()  # chunks of which slices are there
     ending: Event | None = None
     next_index, cursor = after + 1, "0"
     is_paused = was_paused = False
@@ -97,12 +109,14 @@ def _follow(
                     cursor = event.entry_id
                     if event.type in ("paused", "resumed"):
                         is_paused = event.type == "paused"
+                    elif event.type == "slice":
+                        begun.add(event.index)
                     elif event.type != "audio":
                         ending = event
                     elif event.index >= next_index:
                         ready[event.index] = event
                 while next_index in ready:
-                    item = _item(speech, job, pieces, ready[next_index], with_audio)
+                    item = _item(speech, job, pieces, ready[next_index], with_audio, start)
                     if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
                         # Said, but lost before we had it: the same samples can be made again.
                         # The files worker does that for long jobs; what it has on disk and
@@ -113,8 +127,13 @@ def _follow(
                         break
                     yield item
                     del ready[next_index]
-                    next_index += 1
+                    next_index, start = next_index + 1, 0
                     care.renew(next_index)
+                if job.slices and next_index in begun - ready.keys() and with_audio:
+                    if pcm := speech.store.audio_after(job.job_id, next_index, start):
+                        text, n = pieces[next_index].text, len(pcm) // 2
+                        yield Spoken(next_index, text, pcm, n, {}, start, is_last=False)
+                        start += n
                 if not news and care.look_after(next_index):
                     # A Redis that lost everything numbers its entries anew.
                     cursor = "0"
@@ -139,7 +158,7 @@ def _follow(
 
 
 def _item(
-    speech: Speech, job: Job, pieces: list[Piece], event: Event, with_audio: bool
+    speech: Speech, job: Job, pieces: list[Piece], event: Event, with_audio: bool, start: int
 ) -> Spoken | Gap:
     piece = pieces[event.index]
     pause_samples = round(piece.pause_s * job.sample_rate)
@@ -148,9 +167,9 @@ def _item(
         sound = chunk_audio(speech, job, event.index)
         if sound is None:
             return Gap(event.index)
-        pcm = sound + bytes(2 * pause_samples)
-    facts = event.facts or {}
-    return Spoken(event.index, piece.text, pcm, event.n_samples + pause_samples, facts)
+        pcm = (sound + bytes(2 * pause_samples))[2 * start :]
+    n_samples = max(0, event.n_samples + pause_samples - start)
+    return Spoken(event.index, piece.text, pcm, n_samples, event.facts or {}, start)
 
 
 def chunk_audio(speech: Speech, job: Job, index: int) -> bytes | None:

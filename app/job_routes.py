@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import re
 from typing import Any, BinaryIO
 
 from flask import Blueprint, Response, current_app, jsonify, request
@@ -182,23 +183,25 @@ def _sound_so_far(job: Job) -> Response:
 @job_routes.get("/jobs/<job_id>/events")
 def job_events(job_id: str) -> Response:
     job, pieces = _find(job_id)
-    if job.state.is_final and _last_event_id() > job.count:
+    seen, start = _last_event_id()
+    if job.state.is_final and seen > job.count:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
-    return sse_response(
-        speech(), job, pieces, _last_event_id() - 1, with_audio=_flag("audio", default=True)
-    )
+    with_audio = _flag("audio", default=True)
+    return sse_response(speech(), job, pieces, seen - 1, start=start, with_audio=with_audio)
 
 
-def _last_event_id() -> int:
-    """The last event the client has seen, -1 for none."""
+def _last_event_id() -> tuple[int, int]:
+    """The last event the client has seen, -1 for none, and samples of the chunk after it."""
     text = request.headers.get("Last-Event-ID", request.args.get("last_event_id", ""))
     if text == "":
-        return -1
+        return -1, 0
     # Longer than any real one, and Python refuses to read thousands of digits.
-    if not text.isdecimal() or len(text) > 12:
-        raise field_problem("Last-Event-ID", text, "must be the id of an event, a number such as 3")
-    return int(text)
+    if not re.fullmatch(r"[0-9]{1,12}(\+[0-9]{1,12})?", text):
+        detail = "must be the id of an event, such as 3 or 3+24576"
+        raise field_problem("Last-Event-ID", text, detail)
+    seen, _, start = text.partition("+")
+    return int(seen), int(start or 0)
 
 
 def _find(job_id: str) -> tuple[Job, list[Piece]]:

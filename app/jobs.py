@@ -89,8 +89,11 @@ class Speech:
 
     # -- submitting ------------------------------------------------------------------------
 
-    def submit(self, body: SpeechBody, kind: Kind, owner: str = "") -> tuple[Job, list[Piece]]:
-        """Accept a request: store its job and queue its chunks.
+    def submit(
+        self, body: SpeechBody, kind: Kind, owner: str = "", slices: bool = False
+    ) -> tuple[Job, list[Piece]]:
+        """Accept a request: store its job and queue its chunks. ``slices``: its listener takes
+        the first chunk in slices, if that brings them sooner.
 
         Raises:
             Problem: 503 without a worker, 422 for text, voice or language it cannot speak.
@@ -127,6 +130,7 @@ class Speech:
             error=None,
             warnings=warnings(body.text),
             owner=owner,
+            slices=slices,
         )
         self._start(job, pieces)
         about = facts(

@@ -51,9 +51,17 @@ class FileBody(SpeechBody):
 class StreamBody(FileBody):
     """POST /synthesize/stream. ``output_format`` is accepted, as the same fields go everywhere;
     events always carry WAV in base64. ``resumable`` keeps the job when the client goes away.
+    ``slices`` lets a chunk come in several events, the first of them sooner.
     """
 
     resumable: Annotated[bool, Field(strict=True)] = False
+    slices: Annotated[bool, Field(strict=True)] = False
+
+
+class WishBody(SpeechBody):
+    """A text on a WebSocket."""
+
+    slices: Annotated[bool, Field(strict=True)] = True
 
 
 class LongBody(FileBody):
@@ -177,6 +185,7 @@ _RANGES = {
     "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
     "output_format": '"base64" or "wav"',
     "resumable": "true or false",
+    "slices": "true or false",
     "max_batch_size": "a whole number from 1 to 256",
     "max_wait_time_ms": "a number of milliseconds from 0 to 1000",
     "text": "a string",

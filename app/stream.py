@@ -1,7 +1,8 @@
 """Speech while it is made: Server-Sent Events and WebSocket frames.
 
-SSE ids count what a client has seen: 0 is ``accepted``, k + 1 is chunk k. Chunks leave in order,
-so that one number is enough to resume anywhere, on any web process.
+SSE ids count what a client has seen: 0 is ``accepted``, k + 1 is chunk k, and k+n the first n
+samples of chunk k. All leave in order, so that one id is enough to resume anywhere, on any web
+process.
 """
 
 import base64
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -23,7 +25,7 @@ from app.access import Visitor
 from app.errors import Problem, field_problem, redis_away
 from app.follow import Ended, Gap, Paused, Quiet, Resumed, Spoken, follow, let_go
 from app.jobs import Speech
-from app.schemas import SpeechBody, parse_json, validate
+from app.schemas import WishBody, parse_json, validate
 from supertonic.audio import wav_bytes
 from tasks.messages import Job, Kind, Piece, State
 
@@ -43,11 +45,17 @@ def sse_response(
     pieces: list[Piece],
     after: int = -2,
     *,
+    start: int = 0,
     with_audio: bool = True,
+    slices: bool = False,
     cancel_on_hangup: bool = False,
 ) -> Response:
-    """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning."""
-    events = _events(speech, job, pieces, after, with_audio, not cancel_on_hangup)
+    """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning. Of
+    the first chunk then, what is behind its first ``start`` samples.
+    """
+    job = replace(job, slices=slices)
+    items = follow(speech, job, pieces, max(after, -1), with_audio, start)
+    events = _events(speech, job, items, after < -1, with_audio, not cancel_on_hangup)
     if cancel_on_hangup:
         events = _cancelling(speech, job, events)
     response = Response(events, content_type="text/event-stream; charset=utf-8")
@@ -61,20 +69,20 @@ def sse_response(
 def _events(
     speech: Speech,
     job: Job,
-    pieces: list[Piece],
-    after: int,
+    items: Iterator[Spoken | Gap | Quiet | Paused | Resumed | Ended],
+    is_new: bool,
     with_audio: bool,
     may_return: bool,
 ) -> Iterator[bytes]:
-    if after < -1:
+    if is_new:
         yield _sse("accepted", accepted(job), 0)
     samples, beat_at, beat_s = 0, time.monotonic(), HEARTBEAT_FIRST_S
-    for item in follow(speech, job, pieces, max(after, -1), with_audio):
+    for item in items:
         match item:
             case Spoken():
                 samples += item.n_samples
                 yield _chunk_event(job, item)
-                if with_audio:
+                if with_audio and item.is_last:
                     let_go(speech, job, [item.index], may_return)
                 beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
             case Gap():
@@ -124,7 +132,8 @@ def accepted(job: Job) -> dict[str, Any]:
 
 
 def _chunk_event(job: Job, item: Spoken) -> bytes:
-    head = _sse("chunk", _chunk_head(job, item), item.index + 1)
+    seen = item.index + 1 if item.is_last else f"{item.index}+{item.start + item.n_samples}"
+    head = _sse("chunk", _chunk_head(job, item), seen)
     if item.pcm is None:
         return head
     # Base64 needs no escaping. Put in as bytes, 400 KB of it are not copied through the JSON
@@ -134,6 +143,7 @@ def _chunk_event(job: Job, item: Spoken) -> bytes:
 
 
 def _chunk_head(job: Job, item: Spoken) -> dict[str, Any]:
+    part = {"start_sample": item.start, "is_last_slice": item.is_last} if job.slices else {}
     return {
         "index": item.index,
         "total": job.count,
@@ -141,6 +151,7 @@ def _chunk_head(job: Job, item: Spoken) -> dict[str, Any]:
         "n_samples": item.n_samples,
         "sample_rate": job.sample_rate,
         "text": item.text,
+        **part,
         **item.facts,
     }
 
@@ -160,7 +171,7 @@ def failure(job: Job, error: str) -> Problem:
     return Problem(500, error or "The job failed.", job_id=job.job_id)
 
 
-def _sse(event: str, body: dict[str, Any], event_id: int) -> bytes:
+def _sse(event: str, body: dict[str, Any], event_id: int | str) -> bytes:
     data = json.dumps(body, ensure_ascii=False)
     return f"id: {event_id}\nevent: {event}\ndata: {data}\n\n".encode()
 
@@ -270,8 +281,8 @@ class _Conversation:
             return self.is_cancelled
 
     def _speak(self, wish: dict[str, Any]) -> None:
-        body = validate(SpeechBody, wish)
-        job, pieces = self.speech.submit(body, Kind.STREAM, self.visitor.owner)
+        body = validate(WishBody, wish)
+        job, pieces = self.speech.submit(body, Kind.STREAM, self.visitor.owner, body.slices)
         with self._state:
             self.job = job
             is_too_late = self.is_cancelled
@@ -290,7 +301,8 @@ class _Conversation:
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | _chunk_head(job, item), item.pcm)
                 sent += item.n_samples
-                let_go(self.speech, job, [item.index])
+                if item.is_last:
+                    let_go(self.speech, job, [item.index])
             elif isinstance(item, Ended):
                 self._end(job, item, sent)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supertonic.engine import Audio, Utterance
+from supertonic.engine import Audio, OnSlice, Utterance
 from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
 
@@ -41,10 +41,15 @@ class NullEngine:
     def warm_up(self) -> None:
         """There is nothing to warm."""
 
-    def synthesize(self, utterances: Sequence[Utterance]) -> list[Audio]:
+    def synthesize(
+        self, utterances: Sequence[Utterance], on_slice: OnSlice | None = None
+    ) -> list[Audio]:
         if self.batch_s:
             time.sleep(self.batch_s)
         return [self.audio] * len(utterances)
+
+    def slices_save_s(self, audio_s: float) -> float:
+        return 0.0
 
     def device_memory_bytes(self) -> int:
         return 0

@@ -91,6 +91,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
     # -- start and stop, in the hub thread ---------------------------------------------------
 
     def start(self, consumer: Any) -> None:
+        type(self).speaker.is_crowded = self._is_crowded
         for name, credit in LANES.items():
             channel = consumer.connection.channel()
             channel.basic_qos(0, credit, False)
@@ -242,6 +243,12 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self.is_pulling = False
             self._lock.notify_all()
             return []
+
+    def _is_crowded(self) -> bool:
+        """Whether chunks wait that somebody needs now."""
+        now = time.time()
+        with self._lock:
+            return any(held.item.chunk.due <= now for held in self.waiting)
 
     # -- around a batch, in the hub thread ---------------------------------------------------
 

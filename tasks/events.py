@@ -62,6 +62,23 @@ redis.call('PUBLISH', ARGV[7], ARGV[8])
 return 1
 """
 
+# Add a slice to a chunk that is still being made: its samples from ARGV[2] on. Made a second time,
+# after a worker's death, they are the same samples, and what is there already is no news. Returns
+# whether it was.
+_SLICE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'queued' and state ~= 'running' then return 0 end
+if redis.call('HEXISTS', KEYS[1], 'chunk:' .. ARGV[1]) == 1 then return 0 end
+local before, start, ttl = redis.call('STRLEN', KEYS[3]), 2 * ARGV[2], tonumber(ARGV[4])
+if before < start or before >= start + #ARGV[3] then return 0 end
+local now_there = redis.call('SETRANGE', KEYS[3], start, ARGV[3])
+redis.call('XADD', KEYS[2], '*', 'type', 'slice', 'index', ARGV[1], 'n_samples', now_there / 2)
+if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[5]) end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ttl) end
+redis.call('PUBLISH', ARGV[6], ARGV[7])
+return 1
+"""
+
 # End a job, once. Returns 1, or 0 when it has ended before or is unknown.
 _END = """
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -163,8 +180,8 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``; and, of a long
-    job, ``paused`` and ``resumed``.
+    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``; ``slice``, a
+    chunk of which ``n_samples`` can be had already; and, of a long job, ``paused`` and ``resumed``.
     """
 
     entry_id: str
@@ -199,6 +216,7 @@ class EventStore:
         self.redis = client
         self._create = client.register_script(_CREATE)
         self._publish = client.register_script(_PUBLISH)
+        self._slice = client.register_script(_SLICE)
         self._end = client.register_script(_END)
         self._attempt = client.register_script(_ATTEMPT)
         self._mark = client.register_script(_MARK)
@@ -267,6 +285,15 @@ class EventStore:
                     client=pipe,
                 )
             return [bool(done) for done in pipe.execute()]
+
+    def publish_slice(self, job_id: str, index: int, start: int, pcm: bytes, ttl_s: int) -> bool:
+        """Publish what is made of a chunk so far: its samples from number ``start`` on.
+
+        False for what was there already, or whose job has ended or chunk is published.
+        """
+        keys = [job_key(job_id), events_key(job_id), _audio_key(job_id, index)]
+        args: list[Any] = [index, start, pcm, ttl_s, repr(time.time()), BELL, job_id]
+        return bool(self._slice(keys=keys, args=args))
 
     def end(self, job_id: str, state: State, error: str = "") -> bool:
         """Bring a job to a final state. False when it has ended before, or is unknown."""
@@ -394,6 +421,10 @@ class EventStore:
         """Bytes that Redis uses, and that it may use; 0 where it has no limit."""
         memory: Any = self.redis.info("memory")
         return int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+
+    def audio_after(self, job_id: str, index: int, n_samples: int) -> bytes:
+        """What there is of a chunk behind its first ``n_samples``, whole or still being made."""
+        return self.redis.getrange(_audio_key(job_id, index), 2 * n_samples, -1)  # type: ignore
 
     def memory_share(self) -> float:
         """How full Redis is, from 0 to 1; 0 where it has no limit."""

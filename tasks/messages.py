@@ -91,6 +91,7 @@ class Chunk:
     due: float
     seconds: float
     sent_at: float
+    slices: bool  # its listener takes it in slices
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,7 +112,7 @@ class Chunk:
         return cls(**values)
 
 
-_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
 
 
 def _checked(cls: type, data: object) -> dict[str, Any]:
@@ -123,8 +124,9 @@ def _checked(cls: type, data: object) -> dict[str, Any]:
     if unknown := sorted(data.keys() - names.keys()):
         raise MalformedMessage(f"{cls.__name__}: {unknown[0]!r} is not a field")
     for name, kind in names.items():
-        allowed = _NUMBERS.get(kind, (str,))
-        if not isinstance(data[name], allowed) or isinstance(data[name], bool):
+        allowed = _JSON_TYPES.get(kind, (str,))
+        is_bool = isinstance(data[name], bool)
+        if not isinstance(data[name], allowed) or is_bool != (kind is bool):
             raise MalformedMessage(f"{cls.__name__}: {name}={data[name]!r} is not {kind}")
     return dict(data)
 
@@ -148,6 +150,7 @@ class Job:
     error: str | None
     warnings: tuple[str, ...]
     owner: str
+    slices: bool = False  # its listener takes chunks in slices; not stored
 
     @property
     def progress(self) -> float:

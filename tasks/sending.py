@@ -37,6 +37,7 @@ def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> li
                     due=now + LOW_PATIENCE_S if job.kind is Kind.LONG else due,
                     seconds=seconds,
                     sent_at=now,
+                    slices=job.slices and job.kind is Kind.STREAM and index == 0,
                 )
             )
         due += seconds + piece.pause_s

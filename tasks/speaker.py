@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import redis
 
 from supertonic.audio import to_pcm16
+from tasks import slicing
 from tasks.batching import Waiting
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
 from tasks.messages import Chunk, Kind, State
 from tasks.settings import Settings
+from tasks.slicing import SlicePublisher
 from tasks.tally import Done, Tally
 
 if TYPE_CHECKING:
-    from supertonic.engine import Audio, Utterance
+    from supertonic.engine import Audio, OnSlice, Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,12 @@ class Synthesizer(Protocol):
 
     sample_rate: int
 
-    def synthesize(self, utterances: "Sequence[Utterance]") -> "list[Audio]": ...
+    def synthesize(
+        self, utterances: "Sequence[Utterance]", on_slice: "OnSlice | None" = None
+    ) -> "list[Audio]": ...
+
+    def slices_save_s(self, audio_s: float) -> float:
+        """How much sooner somebody hears something when so much audio is made in slices."""
 
     def warm_up(self) -> None:
         """Speak something harmless; raises if the engine cannot."""
@@ -66,6 +73,8 @@ class Speaker:
         self.settings = settings
         self.tally = Tally()
         self.is_stopping = False
+        # Whether chunks wait that are due; the consumer knows.
+        self.is_crowded: Callable[[], bool] = lambda: False
 
     def speak(self, batch: Sequence[Waiting]) -> list[Outcome]:
         """One outcome per chunk, in order.
@@ -138,7 +147,7 @@ class Speaker:
     ) -> "list[tuple[int, Audio]]":
         """Speak rows together; if that raises, find the row that does it by halving."""
         try:
-            audios = self.engine.synthesize([_utterance(batch[row].chunk) for row in rows])
+            audios = self._synthesize([batch[row].chunk for row in rows])
             return list(zip(rows, audios, strict=True))
         except Exception as error:
             # The one broad catch of the worker: whatever a chunk does to the engine, its
@@ -155,6 +164,13 @@ class Speaker:
             logger.warning("batch of %d failed (%s), trying its halves", len(rows), error)
         middle = len(rows) // 2
         return self._try(batch, rows[:middle], outcomes) + self._try(batch, rows[middle:], outcomes)
+
+    def _synthesize(self, chunks: Sequence[Chunk]) -> "list[Audio]":
+        utterances = [_utterance(chunk) for chunk in chunks]
+        if not slicing.pays(chunks, self.engine, time.time(), self.is_crowded()):
+            return self.engine.synthesize(utterances)
+        publisher = SlicePublisher(self.store, chunks, self.settings.stream_ttl_s)
+        return self.engine.synthesize(utterances, publisher)
 
     def _check_engine(self) -> None:
         """A chunk failed alone: is it the chunk, or would any chunk fail now?

@@ -23,6 +23,7 @@ def a_chunk(job_id: str = "job", index: int = 0, **fields: Any) -> Chunk:
         "due": 0.0,
         "seconds": 1.0,
         "sent_at": time.time(),
+        "slices": False,
     }
     return Chunk(job_id=job_id, index=index, **(values | fields))
 

@@ -51,14 +51,16 @@ export function encodeWav(pieces, sampleRate) {
   return new Blob([header, ...pieces], { type: "audio/wav" });
 }
 
-/** Plays chunks in order. `add` them as they arrive; `seek` may jump anywhere in what is here. */
+/** Plays pieces in order. `add` them as they arrive; `seek` may jump anywhere in what is here. */
 export class Playback {
-  chunks = []; // {start, samples, buffer}: start counts samples from the beginning of the speech
+  // A piece is a chunk or a slice of one: {chunk, isLast, start, samples, buffer}; chunk is its
+  // number, start counts samples from the beginning of the speech.
+  pieces = [];
   length = 0; // samples received
   gaps = 0;
   gapSeconds = 0;
-  played = new Set(); // indices heard to their end
-  #scheduled = []; // {index, at, from, length}: at = sample on the context's own clock
+  played = new Set(); // chunks heard to their end
+  #scheduled = []; // {chunk, at, from, length}: at = sample on the context's own clock
   #sources = new Set();
   #next = null; // sample on the context's clock where the next chunk belongs; null = not started
 
@@ -67,24 +69,30 @@ export class Playback {
     this.sampleRate = context.sampleRate;
   }
 
-  /** Takes the next chunk and schedules it. Returns seconds from now until it sounds. */
-  add(samples) {
+  /** Takes the next piece and schedules it. Returns seconds from now until it sounds. */
+  add(samples, chunk, isLast) {
     const buffer = this.context.createBuffer(1, Math.max(samples.length, 1), this.sampleRate);
     buffer.getChannelData(0).set(Float32Array.from(samples, (sample) => sample / 32768));
-    this.chunks.push({ start: this.length, samples, buffer });
+    const piece = { chunk, isLast, start: this.length, samples, buffer };
+    this.pieces.push(piece);
     this.length += samples.length;
-    return this.#schedule(this.chunks.length - 1, 0);
+    return this.#schedule(piece, 0);
+  }
+
+  /** The sample with which a chunk begins. */
+  startOf(chunk) {
+    return this.pieces.find((piece) => piece.chunk === chunk).start;
   }
 
   /** Plays on from this sample of the speech. */
   seek(sample) {
     const target = Math.min(Math.max(Math.round(sample), 0), Math.max(this.length - 1, 0));
     this.silence();
-    this.chunks.forEach((chunk, index) => {
-      if (target < chunk.start + chunk.samples.length) {
-        this.#schedule(index, Math.max(target - chunk.start, 0));
+    for (const piece of this.pieces) {
+      if (target < piece.start + piece.samples.length) {
+        this.#schedule(piece, Math.max(target - piece.start, 0));
       }
-    });
+    }
     this.context.resume();
   }
 
@@ -98,13 +106,13 @@ export class Playback {
     this.#next = null;
   }
 
-  /** The sample of the speech being heard now; {index: -1} when nothing sounds. */
+  /** The chunk and sample of the speech being heard now; {chunk: -1} when nothing sounds. */
   position() {
     const now = this.#now();
     const playing = this.#scheduled.findLast((part) => part.at <= now);
-    if (!playing) return { index: -1, sample: this.#scheduled[0]?.from ?? 0 };
+    if (!playing) return { chunk: -1, sample: this.#scheduled[0]?.from ?? 0 };
     const sample = playing.from + Math.min(now - playing.at, playing.length);
-    return { index: now < playing.at + playing.length ? playing.index : -1, sample };
+    return { chunk: now < playing.at + playing.length ? playing.chunk : -1, sample };
   }
 
   get isSounding() {
@@ -115,18 +123,17 @@ export class Playback {
     return this.context.currentTime * this.sampleRate;
   }
 
-  #schedule(index, skip) {
-    const { start, samples, buffer } = this.chunks[index];
+  #schedule({ chunk, isLast, start, samples, buffer }, skip) {
     const at = this.#place();
     const source = new AudioBufferSourceNode(this.context, { buffer });
     source.connect(this.context.destination);
     source.onended = () => {
       this.#sources.delete(source);
-      this.played.add(index);
+      if (isLast) this.played.add(chunk);
     };
     source.start(at / this.sampleRate, skip / this.sampleRate);
     this.#sources.add(source);
-    this.#scheduled.push({ index, at, from: start + skip, length: samples.length - skip });
+    this.#scheduled.push({ chunk, at, from: start + skip, length: samples.length - skip });
     this.#next = at + samples.length - skip;
     return at / this.sampleRate - this.context.currentTime;
   }

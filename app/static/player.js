@@ -16,7 +16,7 @@ let speech = null;
 let countdown = 0;
 
 const chunkList = new ChunkList($("chunks"), (index) => {
-  seek(speech.playback.chunks[index].start);
+  seek(speech.playback.startOf(index));
 });
 const waveform = new Waveform($("waveform"), seek);
 const jobs = new Jobs({
@@ -219,8 +219,9 @@ function showEvent(event) {
     waveform.clear(speech.playback.sampleRate);
   }
   if (event === "chunk") {
-    chunkList.add(speech.chunks.at(-1));
-    waveform.add(speech.playback.chunks.at(-1).samples, speech.chunks.length / speech.total);
+    const { chunk, isLast, samples } = speech.playback.pieces.at(-1);
+    if (isLast) chunkList.add(speech.chunks.at(-1));
+    waveform.add(samples, (chunk + 1) / speech.total);
   }
   showNumbers();
 }
@@ -252,9 +253,9 @@ function follow() {
 }
 
 function showPosition(playback) {
-  const { index, sample } = playback.position();
+  const { chunk, sample } = playback.position();
   const [at, whole] = [sample, playback.length].map((n) => (n / playback.sampleRate).toFixed(1));
-  chunkList.highlight(index);
+  chunkList.highlight(chunk);
   waveform.moveTo(sample, `${at} of ${whole} seconds`);
   $("clock").textContent = `${at} / ${whole} s`;
   $("played").textContent = `heard ${playback.played.size} of ${speech.total}`;
@@ -271,11 +272,11 @@ function showState(state) {
   $("phase").textContent = $("status").textContent = STATE_WORDS[state];
   $("stop").disabled = !["waiting", "playing", "paused"].includes(state);
   $("toggle-play").textContent = { playing: "Pause", paused: "Resume" }[state] ?? "Play again";
-  $("toggle-play").disabled = !speech.playback?.chunks.length;
+  $("toggle-play").disabled = !speech.playback?.pieces.length;
 }
 
 function seek(sample) {
-  if (!speech?.playback?.chunks.length) return;
+  if (!speech?.playback?.pieces.length) return;
   speech.playback.seek(sample);
   requestAnimationFrame(follow);
 }

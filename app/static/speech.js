@@ -21,11 +21,12 @@ export class Speech {
   seed = null;
   total = 0;
   warnings = [];
-  chunks = []; // {text, batchSize, queue, infer, arrived, from, to}: milliseconds since the click
+  chunks = []; // those that are here whole: {text, batchSize, queue, infer, arrived, from, to}: milliseconds since the click
   firstAudioMs = null; // click until the first chunk is decoded
   firstSoundMs = null; // click until its first sample leaves
   madeMs = null; // click until the last chunk arrived
   #clicked = performance.now();
+  #begins = null; // when the chunk sounds of which slices are here
   #abort = new AbortController();
   #end = ""; // done, stopped, cancelled or failed
 
@@ -51,7 +52,7 @@ export class Speech {
   async run() {
     try {
       const signal = this.#abort.signal;
-      const response = await request("/synthesize/stream", { json: this.body, signal });
+      const response = await request("/synthesize/stream", { json: { ...this.body, slices: true }, signal });
       for await (const { event, data } of readEvents(response)) this.#take(event, data);
       if (!this.#end) throw new Error("the connection was closed before the last chunk");
     } catch (error) {
@@ -72,7 +73,7 @@ export class Speech {
   }
 
   wav() {
-    return encodeWav(this.playback.chunks.map((chunk) => chunk.samples), this.playback.sampleRate);
+    return encodeWav(this.playback.pieces.map((piece) => piece.samples), this.playback.sampleRate);
   }
 
   #take(event, data) {
@@ -91,14 +92,17 @@ export class Speech {
   #play(data) {
     const { samples } = decodeWav(data.audio_base64);
     const arrived = performance.now() - this.#clicked;
-    const from = arrived + this.playback.add(samples) * 1000;
+    const sounds = arrived + this.playback.add(samples, data.index, data.is_last_slice) * 1000;
+    const from = this.#begins ?? sounds;
     this.madeMs = arrived;
     this.firstAudioMs ??= arrived;
     this.firstSoundMs ??= from + this.playback.context.baseLatency * 1000;
+    this.#begins = data.is_last_slice ? null : from;
+    if (!data.is_last_slice) return;
     this.chunks.push({
       text: data.text, batchSize: data.batch_size, queue: data.queue_time_ms,
       infer: data.inference_time_ms, arrived, from,
-      to: from + (samples.length / this.playback.sampleRate) * 1000,
+      to: sounds + (samples.length / this.playback.sampleRate) * 1000,
     });
   }
 }

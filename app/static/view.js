@@ -65,10 +65,11 @@ export class ChunkList {
   }
 
   highlight(index) {
-    if (index === this.#current) return;
+    const row = this.#rows[index];
+    // A chunk that is heard before it is whole gets its row later.
+    if (index === this.#current || (index >= 0 && !row)) return;
     this.#rows[this.#current]?.removeAttribute("aria-current");
     this.#current = index;
-    const row = this.#rows[index];
     if (!row) return;
     row.setAttribute("aria-current", "true");
     // Scrolls the list only: scrollIntoView would also move the page under the reader.

@@ -1,0 +1,49 @@
+"""A speech worker that always slices and takes its time: ``celery -A tests.slicing_worker worker``.
+
+It is the real worker with the real built-in voice. Text with "murder" kills the process after its
+second slice, once: the file named by SLICING_MARK tells the next worker that it has happened.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import tasks.slicing
+import tasks.worker
+from supertonic.engine import Audio, Engine, OnSlice, Utterance
+from tasks.celery import app
+
+__all__ = ["app"]
+
+tasks.slicing.WORTH_S = 0.0
+
+
+def load_slow() -> Engine:
+    engine = tasks.worker.load_engine()
+    speak = engine.synthesize
+    mark = Path(os.environ["SLICING_MARK"])
+
+    def synthesize(utterances: Sequence[Utterance], on_slice: OnSlice | None = None) -> list[Audio]:
+        is_murder = any("murder" in utterance.text for utterance in utterances)
+        heard = []
+
+        def slowly(row: int, samples: np.ndarray) -> None:
+            assert on_slice is not None
+            on_slice(row, samples)
+            heard.append(row)
+            if len(heard) == 2 and is_murder and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.1)
+
+        return speak(list(utterances), slowly if on_slice else None)
+
+    engine.synthesize = synthesize
+    return engine
+
+
+tasks.worker.engine_factory = load_slow
