@@ -73,6 +73,8 @@ def test_a_field_of_another_version_is_refused_by_name() -> None:
 @pytest.mark.parametrize("field", [f.name for f in fields(Chunk)])
 @pytest.mark.parametrize("value", [None, True, [1], {"a": 1}, b"bytes"])
 def test_a_field_of_the_wrong_type_is_refused_by_name(field: str, value: object) -> None:
+    if field == "slices" and value is True:
+        value = 1  # the one field that may be true
     with pytest.raises(MalformedMessage, match=f"{field}="):
         Chunk.from_json(a_chunk().to_json() | {field: value})
 
