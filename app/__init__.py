@@ -11,6 +11,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import access, api, counting, errors, origins, stream
+from app.accepting import Accepting
 from app.bell import Bell
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
@@ -20,10 +21,12 @@ from app.limits import SpeechLimit
 from app.pages import pages
 from app.schemas import take_body
 from tasks.events import EventStore, connect
+from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
 from tasks.settings import Settings
+from tasks.webhooks import Webhooks
 from tasks.workers import WorkerRecords
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -51,6 +54,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         WorkerRecords(client),
         Bell(client),
         JobFiles(settings.data_dir),
+    )
+    app.extensions["accepting"] = Accepting(
+        app.extensions["speech"], IdempotencyKeys(settings.data_dir), Webhooks(settings)
     )
     app.extensions["long_jobs"] = LongJobs(app.extensions["speech"].store)
     errors.register(app)

@@ -4,11 +4,13 @@ import base64
 import binascii
 import io
 import re
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.wrappers import Response as AnyResponse
 
+from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
 from app.api import check_done, file_answer, speech
 from app.errors import Problem, field_problem
@@ -20,6 +22,7 @@ from supertonic.audio import wav_bytes
 from tasks.celery import send_advance
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
+from tasks.webhooks import Delivery
 
 job_routes = Blueprint("jobs", __name__)
 
@@ -32,29 +35,39 @@ def long_jobs() -> LongJobs:
 @job_routes.post("/synthesize/long")
 def synthesize_long() -> AnyResponse:
     body = validate(LongBody, read_json(request))
+    key = idempotency_key(request.headers.get("Idempotency-Key"))
+    accepting: Accepting = current_app.extensions["accepting"]
+    job, pieces, is_known = accepting.accept(body, owner_of(request), key)
     if _flag("wait"):
-        return _wait_for_long(body)
-    job, _ = speech().submit(body, Kind.LONG, owner_of(request))
-    response = jsonify(job_json(job))
-    response.status_code = 202
+        # Who gave a key comes back with it when the connection breaks, and wants the same job.
+        response = _wait_for_long(job, pieces, body.output_format, may_return=key is not None)
+    else:
+        response = jsonify(job_json(job))
+        response.status_code = 202
     response.headers["Location"] = f"/jobs/{job.job_id}"
+    if is_known:
+        response.headers["Idempotent-Replayed"] = "true"
     return response
 
 
-def _wait_for_long(body: LongBody) -> AnyResponse:
+def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return: bool) -> Response:
     """The original server's one-shot answer: the sound itself, as /synthesize gives it."""
     service = speech()
-    job, pieces = service.submit(body, Kind.LONG, owner_of(request))
     facts = []
     peer = request.environ.get("gunicorn.socket")
-    with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
+
+    def gone() -> None:
+        if not may_return:
+            service.cancel(job)
+
+    with current_app.extensions["hangup"].watch(peer, gone):
         for item in follow(service, job, pieces, with_audio=False):
             if isinstance(item, Spoken):
                 facts.append(item.facts)
             elif isinstance(item, Ended):
                 check_done(job, item)
     file, size = _stored(job)
-    if body.output_format == "wav":
+    if output_format == "wav":
         return whole_file(file, size, job.job_id)
     return json_with_sound(file_answer(job, size, facts), file, size)
 
@@ -252,12 +265,19 @@ def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any
         "text_preview": preview,
         "characters": len(request_.text),
         "warnings": list(job.warnings),
+        "webhook": _webhook(job),
         "links": {
             "self": f"/jobs/{job.job_id}",
             "events": f"/jobs/{job.job_id}/events",
             "audio": f"/jobs/{job.job_id}/audio",
         },
     }
+
+
+def _webhook(job: Job) -> dict[str, Any] | None:
+    folder = speech().files.folder(job.job_id)
+    delivery = Delivery.load(folder) if job.kind is Kind.LONG else None
+    return None if delivery is None else asdict(delivery)
 
 
 def _expires_at(job: Job) -> float | None:

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.8
 
 
+def new_job_id() -> str:
+    return secrets.token_hex(12)
+
+
 class Speech:
     """The web's view of the speech service. Methods raise ``redis.RedisError`` when it is away."""
 
@@ -90,10 +94,18 @@ class Speech:
     # -- submitting ------------------------------------------------------------------------
 
     def submit(
-        self, body: SpeechBody, kind: Kind, owner: str = "", slices: bool = False
+        self,
+        body: SpeechBody,
+        kind: Kind,
+        owner: str = "",
+        slices: bool = False,
+        *,
+        job_id: str = "",
     ) -> tuple[Job, list[Piece]]:
-        """Accept a request: store its job and queue its chunks. ``slices``: its listener takes
-        the first chunk in slices, if that brings them sooner.
+        """Accept a request: store its job and queue its chunks.
+
+        ``slices``: its listener takes the first chunk in slices, if that brings them sooner.
+        ``job_id``: the id to give it, if one is known already.
 
         Raises:
             Problem: 503 without a worker, 422 for text, voice or language it cannot speak.
@@ -115,7 +127,7 @@ class Speech:
             pause_s=body.pause_s,
         )
         job = Job(
-            job_id=secrets.token_hex(12),
+            job_id=job_id or new_job_id(),
             kind=kind,
             state=State.QUEUED,
             request=request,

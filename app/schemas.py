@@ -69,6 +69,7 @@ class LongBody(FileBody):
 
     target_chunk_chars: ChunkChars = 300
     max_chunk_chars: ChunkChars = 900
+    webhook_url: Annotated[str, Field(strict=True)] | None = None
 
 
 def _no_bool(value: object) -> object:
@@ -183,6 +184,7 @@ _RANGES = {
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
     "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
     "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
+    "webhook_url": "an https or http URL, or null",
     "output_format": '"base64" or "wav"',
     "resumable": "true or false",
     "slices": "true or false",

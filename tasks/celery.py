@@ -19,6 +19,7 @@ from tasks.settings import Settings
 
 SYNTHESIZE = "tasks.synthesize_chunk"
 ADVANCE = "tasks.advance_job"
+DELIVER = "tasks.deliver_webhook"
 
 # Celery warns root at length because a pickled message could run code; ours are JSON only.
 warnings.filterwarnings("ignore", category=SecurityWarning)

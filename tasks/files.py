@@ -19,8 +19,9 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from supertonic.text import estimate_seconds
-from tasks.celery import ADVANCE, send_chunks
+from tasks.celery import ADVANCE, DELIVER, send_chunks
 from tasks.events import EventStore, connect
+from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import Recorder
 from tasks.logs import facts, set_up
@@ -28,6 +29,7 @@ from tasks.longjobs import LongJobs
 from tasks.messages import Job, Piece, State
 from tasks.sending import make_chunks
 from tasks.settings import Settings
+from tasks.webhooks import Delivery, Webhooks, deliver
 
 logger = get_logger(__name__)
 settings = Settings.from_env()
@@ -54,6 +56,8 @@ class JobAdvancer:
         self.store = EventStore(client)
         self.long_jobs = LongJobs(self.store)
         self.files = files
+        self.keys = IdempotencyKeys(settings.data_dir)
+        self.webhooks = Webhooks(settings)
         self._over: dict[str, float] = {}
 
     def advance(self, job_id: str) -> None:
@@ -176,6 +180,22 @@ class JobAdvancer:
         if job.state is State.CANCELLED:
             self.files.drop_sound(job.job_id)
         self.store.drop_audio(job.job_id, range(job.count))
+        delivery = Delivery.load(self.files.folder(job.job_id))
+        if delivery is not None and delivery.is_due(time.time()):
+            # A task of its own: whoever is told may take seconds to answer.
+            deliver_webhook.delay(job.job_id)
+
+    def deliver(self, job_id: str) -> None:
+        """Tell a job's webhook that it has ended, if an attempt is due."""
+        saved = self.files.load(job_id)
+        if saved is None or not saved[0].state.is_final:
+            return
+        with self.files.alone(job_id, "webhook.lock") as is_mine:
+            if is_mine:
+                made = deliver(self.webhooks, self.files.folder(job_id), saved[0], time.time())
+                if made is not None:
+                    about = facts(job_id=job_id, attempt=made.attempts, status=made.last_status)
+                    logger.info("webhook %s", made.state, extra=about)
 
     def sweep(self) -> None:
         """Look after every job on disk: expired ones go, unfinished ones move."""
@@ -191,13 +211,16 @@ class JobAdvancer:
                 # A full disk, an unreadable record: one job's trouble is not the others'.
                 logger.exception("job cannot be moved forward now", extra=facts(job_id=job_id))
         self.files.delete_orphans()
+        self.keys.delete_old(settings.job_ttl_s)
 
     def _look_after(self, job_id: str, state: State | None) -> None:
         if job_id not in self._over:
             saved = self.files.load(job_id)
             if saved is None:
                 return
-            if saved[0].state.is_final:
+            delivery = Delivery.load(self.files.folder(job_id))
+            is_told = delivery is None or delivery.state != "waiting"
+            if saved[0].state.is_final and is_told:
                 # Nothing on disk will change any more, so it is not read every few seconds.
                 self._over[job_id] = saved[0].created_at
             created_at = saved[0].created_at
@@ -227,6 +250,12 @@ _advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir)
 def advance_job(job_id: str) -> None:
     """Move one long job forward."""
     _advancer.advance(job_id)
+
+
+@app.task(name=DELIVER)
+def deliver_webhook(job_id: str) -> None:
+    """Make one attempt to tell a job's webhook. The sweep sends the next when it is due."""
+    _advancer.deliver(job_id)
 
 
 class Sweep(bootsteps.StartStopStep):

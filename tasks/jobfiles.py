@@ -98,14 +98,14 @@ class JobFiles:
     # -- one at a time ---------------------------------------------------------------------
 
     @contextmanager
-    def alone(self, job_id: str) -> Iterator[bool]:
+    def alone(self, job_id: str, name: str = "lock") -> Iterator[bool]:
         """Whether the caller has this job for itself inside the block; the system frees what a
-        killed holder had.
+        killed holder had. ``name`` tells one lock of a job from another.
 
         Raises:
             FileNotFoundError: there is no such job.
         """
-        with (self.folder(job_id) / "lock").open("wb") as file:
+        with (self.folder(job_id) / name).open("wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -71,6 +71,8 @@ class Settings:
     delivered_ttl_s: int = _setting(60, "how long delivered audio of a resumable stream is kept", 1)
     job_ttl_s: int = _setting(7 * 86400, "how long a long job and its file are kept", 60)
     job_window: int = _setting(32, "chunks of one long job in the queue at a time", 1)
+    webhook_secret: str = _setting("", "signs webhooks; without it none are accepted")
+    webhook_allow_private: str = _setting("", "hosts and networks webhooks may reach all the same")
     stall_s: float = _setting(20.0, "silence after which chunks are sent again", 1)
     patience_s: float = _setting(60.0, "how long a stream waits for a worker", 1)
     visibility_timeout_s: float = _setting(

@@ -1,0 +1,147 @@
+"""Asked twice with the same Idempotency-Key: one job, whatever happens in between."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tasks.idempotency import IdempotencyKeys, InFlight
+from tests.stack import Stack, wait_for
+
+BODY = {"text": "Asked more than once.", "seed": 5}
+
+
+def ask(stack: Stack, key: str, body: dict | None = None, **options: object) -> requests.Response:
+    url = f"{stack.url}/synthesize/long{options.pop('query', '')}"
+    headers = {"Idempotency-Key": key} | options.pop("headers", {})
+    return requests.post(url, json=body or BODY, headers=headers, timeout=60)
+
+
+def test_a_key_is_held_by_one_and_remembered(tmp_path: Path) -> None:
+    keys = IdempotencyKeys(tmp_path)
+    with keys.claim("owner", "key") as claim:
+        assert claim.job_id == ""
+        with pytest.raises(InFlight), keys.claim("owner", "key"):
+            pass
+        with keys.claim("another owner", "key") as other:
+            assert other.job_id == ""
+        claim.remember("a job", "print")
+    with IdempotencyKeys(tmp_path).claim("owner", "key") as claim:
+        assert (claim.job_id, claim.fingerprint) == ("a job", "print")
+        claim.forget()
+    with keys.claim("owner", "key") as claim:
+        assert claim.job_id == ""
+
+
+def test_old_keys_are_removed_but_not_one_that_is_held(tmp_path: Path) -> None:
+    keys = IdempotencyKeys(tmp_path)
+    for name in ("held", "free"):
+        with keys.claim("", name) as claim:
+            claim.remember(name, "print")
+    with keys.claim("", "held"):
+        keys.delete_old(ttl_s=3600)
+        assert len(list(keys.root.iterdir())) == 2
+        keys.delete_old(ttl_s=-1)
+        assert len(list(keys.root.iterdir())) == 1
+    with keys.claim("", "held") as claim:
+        assert claim.job_id == "held"
+
+
+def test_a_key_whose_file_was_removed_in_between_is_still_held_by_one(tmp_path: Path) -> None:
+    """Many at once while a sweep removes: never two inside."""
+    keys, inside, most = IdempotencyKeys(tmp_path), [0], [0]
+    until = time.monotonic() + 1
+
+    def enter() -> None:
+        while time.monotonic() < until:
+            try:
+                with keys.claim("", "key"):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    time.sleep(0.0005)
+                    inside[0] -= 1
+            except InFlight:
+                pass
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < until:
+        keys.delete_old(ttl_s=-1)
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_the_same_key_and_body_give_the_same_job(server: Stack) -> None:
+    first, again = ask(server, "same"), ask(server, '"same"', BODY | {"steps": 2})
+    assert first.status_code == again.status_code == 202
+    assert first.json()["job_id"] == again.json()["job_id"]
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+
+
+def test_the_same_key_for_another_body_is_refused(server: Stack) -> None:
+    job_id = ask(server, "other").json()["job_id"]
+    refused = ask(server, "other", BODY | {"seed": 6})
+    assert refused.status_code == 422 and refused.json()["job_id"] == job_id
+
+
+def test_a_refused_request_leaves_its_key_free(server: Stack) -> None:
+    assert ask(server, "free", {"text": "..."}).status_code == 422
+    assert ask(server, "free", BODY).status_code == 202
+
+
+def test_a_key_is_free_again_once_its_job_is_deleted(server: Stack) -> None:
+    path = f"/jobs/{ask(server, 'deleted').json()['job_id']}"
+    wait_for(lambda: server.get(path).json()["state"] == "done", 60)
+    server.delete(path)
+    again = ask(server, "deleted", BODY | {"seed": 7})
+    assert again.status_code == 202 and again.headers["Location"] != path
+
+
+@pytest.mark.parametrize("key", ["", '""', "k" * 256, "tab\tkey"])
+def test_a_key_that_cannot_be_one_is_refused(server: Stack, key: str) -> None:
+    refused = ask(server, key)
+    assert refused.status_code == 400 and "Idempotency-Key" in refused.json()["detail"]
+
+
+def test_the_header_does_no_harm_elsewhere(server: Stack) -> None:
+    headers = {"Idempotency-Key": "harmless"}
+    for _ in range(2):
+        assert server.post("/synthesize", {"text": "Hello."}, headers=headers).status_code == 200
+    assert server.get("/voices", headers=headers).status_code == 200
+
+
+def test_many_at_once_make_one_job_and_waiting_gives_its_sound(server: Stack) -> None:
+    """Two web processes, thirty requests at the same moment: one job; the others are told so."""
+    body = BODY | {"output_format": "wav"}
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda _: ask(server, "rush", body), range(30)))
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    ids = {answer.json()["job_id"] for answer in answers if answer.status_code == 202}
+    assert len(ids) == 1
+    for answer in answers:
+        assert answer.status_code == 202 or answer.headers["Retry-After"] == "1"
+    sounds = [ask(server, "rush", body, query="?wait=true") for _ in range(2)]
+    assert sounds[0].content == sounds[1].content and sounds[0].content[:4] == b"RIFF"
+    assert {sound.headers["Location"] for sound in sounds} == {f"/jobs/{ids.pop()}"}
+
+
+def test_keys_belong_to_the_owner_of_an_api_key_and_outlast_redis(stack: Stack) -> None:
+    stack.env["SUPERTONIC_API_KEYS"] = "first-key-of-this-test,second-key-of-this-test"
+    stack.start_all()
+    mine = {"Authorization": "Bearer first-key-of-this-test"}
+    yours = {"Authorization": "Bearer second-key-of-this-test"}
+    job_id = ask(stack, "key", headers=mine).json()["job_id"]
+    assert ask(stack, "key", headers=yours).json()["job_id"] != job_id
+    for name in ("web", "files", "worker", "redis"):
+        stack.kill(name)
+    stack.start_all()
+    again = ask(stack, "key", headers=mine)
+    assert again.json()["job_id"] == job_id
+    assert again.headers["Idempotent-Replayed"] == "true"
