@@ -269,7 +269,7 @@ def test_a_bad_range_is_told_the_length(server: Stack, finished: str, wanted: st
         ("limit=1e3", "limit", "from 1 to 1000"),
         ("limit=²", "limit", "from 1 to 1000"),
         ("limit=" + "9" * 3000, "limit", "from 1 to 1000"),
-        ("state=asleep", "state", "one of queued, running, done, failed, cancelled"),
+        ("state=asleep", "state", "one of queued, running, paused, done, failed, cancelled"),
     ],
 )
 def test_a_bad_filter_of_the_job_list_is_refused(
