@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 
 from app.jobs import Speech
-from tasks import measures
+from tasks import dead_letters, measures
 from tasks.measures import Measure
 from tasks.workers import WorkerRecord
 
@@ -105,7 +105,9 @@ class _Collector:
             queues.add_metric([name], length)
         yield queues
         used, limit = self.speech.store.memory()
+        buried = dead_letters.count(self.speech.store.redis)
         for name, text, value in (
+            ("dead_letters", "Messages that nobody could read, kept to be looked at.", buried),
             ("redis_memory_bytes", "Memory that Redis uses.", used),
             ("redis_memory_limit_bytes", "Memory that Redis may use, 0 for any.", limit),
         ):

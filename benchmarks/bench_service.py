@@ -163,11 +163,11 @@ class Stage:
 
 
 def summary(heard: Sequence[Heard]) -> dict[str, Any]:
-    """Figures of one load. Silences are those of streams that were meant to have several chunks,
-    or never came to say how many.
+    """Figures of one load. Silences are those of streams that came, or were meant to come, in
+    several pieces.
     """
     first = [one.first_s for one in heard if one.first_s is not None]
-    several = [one for one in heard if one.total > 1 or not one.total]
+    several = [one for one in heard if max(one.total, one.playback.pieces) != 1]
     worst = [one.worst_s for one in several]
     silences = [silence for silence in worst if silence is not None]
     audio_s = sum(one.playback.audio_s for one in heard)

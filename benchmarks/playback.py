@@ -10,7 +10,7 @@ class Playback:
     it falls silent, and goes on with the next arrival.
     """
 
-    chunks: int = 0
+    pieces: int = 0  # chunks, or slices of them
     audio_s: float = 0.0
     silences: list[float] = field(default_factory=list)
     first_at: float | None = None
@@ -25,7 +25,7 @@ class Playback:
             self.ends_at = now
         self.ends_at += seconds
         self.audio_s += seconds
-        self.chunks += 1
+        self.pieces += 1
 
     @property
     def worst_s(self) -> float:

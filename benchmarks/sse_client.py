@@ -20,6 +20,7 @@ NAME = re.compile(rb"^event: (\w+)", re.MULTILINE)
 SAMPLES = re.compile(rb'"n_samples": ?(\d+)')
 RATE = re.compile(rb'"sample_rate": ?(\d+)')
 TOTAL = re.compile(rb'"total": ?(\d+)')
+NOT_LAST = re.compile(rb'"is_last_slice": ?false')
 SILENCE_LIMIT_S = 60.0
 
 
@@ -108,6 +109,7 @@ class Heard:
     playback: Playback = field(default_factory=Playback)
     ended_at: float = 0.0
     total: int = 0  # chunks announced
+    whole: int = 0  # chunks that are here to their last slice
     status: int = 0
     error: str = ""
 
@@ -184,6 +186,7 @@ class Stream(asyncio.Protocol):
                 if samples is None or rate is None:
                     raise Broken(f"a chunk without length: {event[:200]!r}")
                 self.heard.playback.arrive(self.heard_at, int(samples[1]) / int(rate[1]))
+                self.heard.whole += NOT_LAST.search(event) is None
             case b"done":
                 self._is_done = True
             case b"error" | b"cancelled" | b"gap":
@@ -196,8 +199,8 @@ class Stream(asyncio.Protocol):
         if self.ended.done():
             return
         heard = self.heard
-        if not error and heard.total and heard.playback.chunks < heard.total:
-            error = f"{heard.playback.chunks} chunks instead of {heard.total}"
+        if not error and heard.whole != heard.total:
+            error = f"{heard.whole} chunks instead of {heard.total}"
         heard.error = error
         heard.ended_at = self.loop.time()
         self.ended.set_result(None)

@@ -6,7 +6,7 @@ the first sound, nobody else waits behind him, and the engine has measured that 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import redis
@@ -41,8 +41,15 @@ def pays(chunks: Sequence[Chunk], engine: "Synthesizer", now: float, is_crowded:
 class SlicePublisher:
     """Publishes slices as the engine makes them; the whole chunk is published afterwards anyway."""
 
-    def __init__(self, store: EventStore, chunks: Sequence[Chunk], ttl_s: int) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        chunks: Sequence[Chunk],
+        ttl_s: int,
+        on_first: Callable[[Chunk], None],
+    ) -> None:
         self.store, self.chunks, self.ttl_s = store, chunks, ttl_s
+        self.on_first = on_first
         self._sent = [0] * len(chunks)
 
     def __call__(self, row: int, samples: "np.ndarray") -> None:
@@ -51,6 +58,8 @@ class SlicePublisher:
         try:
             pcm = to_pcm16(samples)
             self.store.publish_slice(chunk.job_id, chunk.index, start, pcm, self.ttl_s)
+            if start == 0:
+                self.on_first(chunk)
         except redis.RedisError as error:
             # Nobody's loss. The whole chunk waits for Redis to come back, a slice need not.
             about = facts(job_id=chunk.job_id, chunk=chunk.index)

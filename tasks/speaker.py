@@ -169,7 +169,8 @@ class Speaker:
         utterances = [_utterance(chunk) for chunk in chunks]
         if not slicing.pays(chunks, self.engine, time.time(), self.is_crowded()):
             return self.engine.synthesize(utterances)
-        publisher = SlicePublisher(self.store, chunks, self.settings.stream_ttl_s)
+        ttl_s = self.settings.stream_ttl_s
+        publisher = SlicePublisher(self.store, chunks, ttl_s, self.tally.first_slice)
         return self.engine.synthesize(utterances, publisher)
 
     def _check_engine(self) -> None:

@@ -41,6 +41,12 @@ class Tally:
     queue_wait_s: float = 0.0
     batch_size: float = 0.0
     meter: Meter = field(default_factory=Meter)
+    _sliced: set[str] = field(default_factory=set)  # jobs whose first slice is out already
+
+    def first_slice(self, chunk: Chunk) -> None:
+        """Note that the beginning of a first chunk has just been published, before the rest."""
+        self._sliced.add(chunk.job_id)
+        self.meter.observe(FIRST_PUBLISHED, max(0.0, time.time() - chunk.sent_at))
 
     def add(self, batch_id: str, done: Sequence[Done], busy_s: float) -> None:
         """Note a batch that has just been published and took the engine ``busy_s``."""
@@ -73,10 +79,11 @@ class Tally:
             if chunk.kind is Kind.LONG:
                 continue
             # Both by the clocks of two machines, where web and worker are on two.
-            if chunk.index == 0:
-                observe(FIRST_PUBLISHED, max(0.0, now - chunk.sent_at))
-            else:
+            if chunk.index > 0:
                 observe(LATE, max(0.0, now - chunk.due))
+            elif chunk.job_id not in self._sliced:
+                observe(FIRST_PUBLISHED, max(0.0, now - chunk.sent_at))
+        self._sliced.clear()
 
 
 def _log(batch_id: str, done: Sequence[Done], audio_s: float, busy_s: float) -> None:

@@ -6,7 +6,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 LINE = re.compile(r'[a-z_]+(\{([a-z_]+="([^"\\]|\\.)*",?)*\})? [-+0-9.eInfNa]+')
-UNITS = ("_seconds", "_bytes", "_total", "_info", "_share", "_chunks", "_workers")
+UNITS = ("_seconds", "_bytes", "_total", "_info", "_share", "_chunks", "_workers", "_letters")
 
 
 def read_metrics(text: str) -> dict[str, Metric]:

@@ -13,7 +13,17 @@ from benchmarks.playback import Playback, continuity
 from benchmarks.soak import fit
 from benchmarks.sse_client import Broken, Events, Heard, Unchunked, listen, post
 from benchmarks.traffic import MIXED, Goal, arrivals, burst, text_of, users
-from tests.scripted_server import DONE, END, ScriptedServer, Step, accepted, chunk, chunked, head
+from tests.scripted_server import (
+    DONE,
+    END,
+    ScriptedServer,
+    Step,
+    accepted,
+    chunk,
+    chunked,
+    event,
+    head,
+)
 
 # What a busy machine may add between sending and hearing.
 SLACK_S = 0.3
@@ -38,7 +48,7 @@ def test_a_gap_of_known_length_is_found() -> None:
         heard = asyncio.run(listen(server.port, post({"text": "Hello."})))
         _, first, second, _ = server.sent_at
     assert not heard.error
-    assert heard.total == heard.playback.chunks == 3
+    assert heard.total == heard.whole == 3
     assert heard.playback.audio_s == pytest.approx(6.3)
     assert heard.first_s == pytest.approx(first - heard.intended_at, abs=SLACK_S)
     assert len(heard.playback.silences) == 1
@@ -48,7 +58,7 @@ def test_a_gap_of_known_length_is_found() -> None:
 def test_sound_that_comes_early_makes_no_gap_however_it_is_cut() -> None:
     whole = b"".join(chunked(chunk(index, seconds=3.0)) for index in range(3))
     heard = hear(BEGIN, Step(0.1, whole + chunked(DONE) + END, pieces=37))
-    assert not heard.error and heard.playback.chunks == 3
+    assert not heard.error and heard.whole == 3
     assert heard.playback.worst_s == 0
 
 
@@ -61,6 +71,20 @@ def test_a_chunk_counts_from_its_last_byte() -> None:
         Step(0, chunked(DONE) + END),
     )
     assert heard.first_s is not None and heard.first_s >= 0.4
+
+
+def test_slices_play_as_they_come_and_count_as_one_chunk() -> None:
+    def piece(seconds: float, is_last: str) -> bytes:
+        facts = f'"n_samples": {round(seconds * 1000)}, "sample_rate": 1000'
+        return chunked(event("chunk", f'{{{facts}, "is_last_slice": {is_last}}}'))
+
+    heard = hear(
+        Step(0, head() + chunked(accepted(1))),
+        Step(0, piece(0.2, "false")),
+        Step(0.6, piece(1.0, "true") + chunked(DONE) + END),
+    )
+    assert not heard.error and (heard.whole, heard.playback.pieces) == (1, 2)
+    assert heard.playback.worst_s == pytest.approx(0.4, abs=SLACK_S)
 
 
 def test_waiting_counts_from_when_it_was_meant_to_ask() -> None:
