@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         EventStore(client),
         WorkerRecords(client),
         Bell(client),
-        JobFiles(settings.data_dir),
+        JobFiles(settings.data_dir, settings.jobs_url),
     )
     app.extensions["accepting"] = Accepting(
         app.extensions["speech"], IdempotencyKeys(settings.data_dir), Webhooks(settings)

@@ -14,6 +14,8 @@ from gunicorn.http.errors import ParseException
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
 
+from tasks.places import PlaceAway
+
 logger = logging.getLogger(__name__)
 
 TITLES = {
@@ -123,6 +125,12 @@ def register(app: Flask) -> None:
     def away(error: Exception) -> Response:
         logger.warning("Redis is away: %s", error)
         return redis_away().response()
+
+    @app.errorhandler(PlaceAway)
+    def place_away(error: PlaceAway) -> Response:
+        logger.error("finished sound cannot be reached: %s", error)
+        detail = "The place where finished sound is kept cannot be reached; try again in a moment."
+        return Problem(503, detail, retry_after_s=10).response()
 
     @app.errorhandler(redis.exceptions.OutOfMemoryError)
     def full(error: Exception) -> Response:

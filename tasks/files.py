@@ -27,6 +27,7 @@ from tasks.jobsound import Recorder
 from tasks.logs import facts, set_up
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Piece, State
+from tasks.places import PlaceAway
 from tasks.sending import make_chunks
 from tasks.settings import Settings
 from tasks.webhooks import Delivery, Webhooks, deliver
@@ -167,6 +168,12 @@ class JobAdvancer:
         n_samples = recorder.finish()
         about = facts(job_id=job.job_id, chunks=job.count, audio_s=n_samples / job.sample_rate)
         logger.info("job done", extra=about)
+        try:
+            self.files.store(job.job_id)
+        except PlaceAway as error:
+            # Tried again at the next step. Meanwhile the job tells what keeps it.
+            self.long_jobs.note(job.job_id, f"The sound cannot be stored yet: {error}")
+            raise
         self.store.end(job.job_id, State.DONE)
         ended = self.store.job(job.job_id)
         assert ended is not None
@@ -177,6 +184,7 @@ class JobAdvancer:
         if on_disk.state is not job.state:
             self.files.update(job, pieces)
         self.files.drop_loose(job.job_id)
+        self.files.drop_copy(job.job_id)
         if job.state is State.CANCELLED:
             self.files.drop_sound(job.job_id)
         self.store.drop_audio(job.job_id, range(job.count))
@@ -223,6 +231,7 @@ class JobAdvancer:
             if saved[0].state.is_final and is_told:
                 # Nothing on disk will change any more, so it is not read every few seconds.
                 self._over[job_id] = saved[0].created_at
+                self.files.drop_copy(job_id)
             created_at = saved[0].created_at
         else:
             created_at = self._over[job_id]
@@ -237,7 +246,7 @@ def _seconds(job: Job, piece: Piece) -> float:
     return estimate_seconds(piece.text, job.request.language, job.request.speed)
 
 
-_advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir))
+_advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir, settings.jobs_url))
 
 
 @app.task(
@@ -265,6 +274,12 @@ class Sweep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        try:
+            _advancer.files.check_writable()
+        except (OSError, PlaceAway) as error:
+            raise SystemExit(
+                f"The files worker cannot start: jobs cannot be kept: {error}"
+            ) from None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 

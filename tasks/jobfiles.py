@@ -27,16 +27,22 @@ from tasks.jobsound import (
     write_whole,
 )
 from tasks.messages import Job, Kind, Piece, SpeechRequest, State
+from tasks.places import Place, open_at, read_at, remove_at
 
 # A folder without a job this long after it was made belongs to nobody: whoever made it is dead.
 ORPHAN_S = 3600.0
 
 
 class JobFiles:
-    """The jobs directory inside a data directory."""
+    """The jobs directory inside a data directory, and the place of finished sound beyond it.
 
-    def __init__(self, data_dir: str | Path) -> None:
+    Raises:
+        SettingsError: nothing that is installed can open ``jobs_url``.
+    """
+
+    def __init__(self, data_dir: str | Path, jobs_url: str = "") -> None:
         self.root = Path(data_dir) / "jobs"
+        self.place = Place(jobs_url) if jobs_url else None
 
     def folder(self, job_id: str) -> Path:
         return self.root / job_id
@@ -86,6 +92,13 @@ class JobFiles:
         return [entry.parent.name for entry in sorted(self.root.glob("*/job.json"))]
 
     def delete(self, job_id: str) -> None:
+        """Remove a job and its sound.
+
+        Raises:
+            PlaceAway: its sound is elsewhere and cannot be removed now; the job stays.
+        """
+        if url := self.stored_url(job_id):
+            remove_at(url)
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     def delete_orphans(self) -> None:
@@ -128,18 +141,24 @@ class JobFiles:
         return lengths
 
     def read_chunk(self, job_id: str, index: int) -> bytes | None:
-        """Samples of a chunk without its pause, None if it is not on disk."""
+        """Samples of a chunk without its pause, None if it is not kept."""
         folder = self.folder(job_id)
         try:
             return loose_path(folder, index).read_bytes()
         except FileNotFoundError:
             # Not waiting, or not any more: then it is in the index by now.
             entry = find_entry(folder, index)
-        if entry is None or (found := self.open_sound(job_id)) is None:
+        if entry is None:
             return None
-        with found[0] as sound:
-            sound.seek(WAV_HEADER_BYTES + BYTES_PER_SAMPLE * entry.start)
-            return sound.read(BYTES_PER_SAMPLE * entry.n_samples)
+        start = WAV_HEADER_BYTES + BYTES_PER_SAMPLE * entry.start
+        size = BYTES_PER_SAMPLE * entry.n_samples
+        try:
+            with (folder / SOUND).open("rb") as sound:
+                sound.seek(start)
+                return sound.read(size)
+        except FileNotFoundError:
+            url = self.stored_url(job_id)
+            return read_at(url, start, size) if url else None
 
     def spoken_samples(self, job_id: str) -> int:
         """How long the sound is up to the first chunk that is missing."""
@@ -147,12 +166,56 @@ class JobFiles:
         return entries[-1].end if entries else 0
 
     def open_sound(self, job_id: str) -> tuple[BinaryIO, int] | None:
-        """The sound, complete or not, and its size in bytes; None where there is none."""
+        """The sound, complete or not, and its size in bytes; None where there is none.
+
+        Raises:
+            PlaceAway: it is elsewhere and cannot be reached.
+        """
         try:
             file = (self.folder(job_id) / SOUND).open("rb")
         except FileNotFoundError:
-            return None
+            url = self.stored_url(job_id)
+            return open_at(url) if url else None
         return file, os.fstat(file.fileno()).st_size
+
+    # -- finished sound elsewhere ----------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Whether jobs can be kept here.
+
+        Raises:
+            OSError, PlaceAway: they cannot.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        probe = self.root / ".probe"
+        write_whole(probe, b"supertonic")
+        probe.unlink(missing_ok=True)
+        if self.place is not None:
+            self.place.check()
+
+    def store(self, job_id: str) -> None:
+        """Bring finished sound to its place, if that is elsewhere.
+
+        Raises:
+            PlaceAway: it cannot be brought there.
+        """
+        if self.place is not None and not self.stored_url(job_id):
+            url = self.place.put(f"{job_id}.wav", self.folder(job_id) / SOUND)
+            write_whole(self.folder(job_id) / "stored", url.encode())
+
+    def stored_url(self, job_id: str) -> str:
+        """Where a job's sound is if it is elsewhere, else empty. The job knows: the setting may
+        have changed since.
+        """
+        try:
+            return (self.folder(job_id) / "stored").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def drop_copy(self, job_id: str) -> None:
+        """Remove the sound here if it is elsewhere."""
+        if self.stored_url(job_id):
+            (self.folder(job_id) / SOUND).unlink(missing_ok=True)
 
     def drop_loose(self, job_id: str) -> None:
         """Remove chunks that will never be appended, and what a killed writer may have left."""

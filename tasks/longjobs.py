@@ -70,6 +70,10 @@ class LongJobs:
         """What was published before now says nothing about the pace."""
         self.redis.hset(job_key(job_id), "pace_since", repr(time.time()))
 
+    def note(self, job_id: str, text: str) -> None:
+        """Show what keeps a job from ending, until it ends."""
+        self.redis.hset(job_key(job_id), "error", text)
+
     # -- reading ---------------------------------------------------------------------------
 
     def etas(self, jobs: Sequence[Job]) -> list[float | None]:

@@ -44,6 +44,7 @@ class Settings:
         "75e6727618a02f323c720cba9478152d4bc16ca4", "revision of the voices repository to download"
     )
     data_dir: str = _setting("data", "where finished long jobs are kept; web and files share it")
+    jobs_url: str = _setting("", "where finished sound goes instead: an fsspec URL")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("auto", "auto, float32, bfloat16, or float16 (GPU only)")
     max_batch: int = _setting(32, "most chunks in one batch", 1)
