@@ -1,6 +1,6 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
+.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine bench-gpu \
 	bench-prepared bench-pipeline bench-kills bench-streams builtin clean
 
 PYTHON ?= python3
@@ -71,6 +71,9 @@ bench-engine: $(ALL)  ## model speed, no queue
 
 bench-prepared: $(ALL)  ## the form the worker runs, beside the readable one and ONNX Runtime
 	$(BIN)/python -m benchmarks.bench_prepared $(ARGS)
+
+bench-gpu: $(READY)  ## the engine on a GPU: sound per second, latency, share of the matrix peak
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)

@@ -48,6 +48,9 @@ class NullEngine:
             time.sleep(self.batch_s)
         return [self.audio] * len(utterances)
 
+    def idle(self) -> bool:
+        return False
+
     def slices_save_s(self, audio_s: float) -> float:
         return 0.0
 

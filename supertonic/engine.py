@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from supertonic.config import ModelConfig
 from supertonic.errors import ConfigError, UnknownVoice, WeightsError
+from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import (
     FIRST_SLICE,
@@ -37,6 +38,8 @@ BUILTIN_DESCRIPTION = (
     "Install the Supertonic 2 weights for speech."
 )
 WEIGHTS_FILE = "supertonic.safetensors"
+# Words and rows of the batches for which a GPU has graphs from the start.
+WARM_SHAPES = [(5, 1), (7, 1), (20, 1), (5, 4), (5, 16), (20, 8), (40, 8), (20, 32)]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ class Engine:
             # thread gains nothing, and on a busy machine its waiting turned 17 ms into 3 seconds.
             # In bfloat16 it is not much better, and shared products sum in another order.
             torch.set_num_threads(1)
+        self.graphs: Graphs | None = None
+        if device.startswith("cuda") and isinstance(self.model, Prepared):
+            self.graphs = Graphs(self.model)
         self._cores: ThreadPoolExecutor | None = None
         if device == "cpu" and cores > 1:
             self._cores = ThreadPoolExecutor(
@@ -155,6 +161,9 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, text_ids: list[list[int]], utterances: list[Utterance]) -> list[Audio]:
+        if self.graphs is not None:
+            rows = self.graphs.speak(self.collate(text_ids, utterances, "cpu"))
+            return [Audio(samples, self.sample_rate) for samples in rows]
         waveforms, n_samples = self.model(self.collate(text_ids, utterances))
         return [
             Audio(waveform[:n].copy(), self.sample_rate)
@@ -188,12 +197,26 @@ class Engine:
         hello = Utterance("Hello, this is me.", "en", self.voices[0], 2, 1.0, 0, 0)
         self.synthesize([hello])
         self.synthesize([hello], lambda i, samples: None)
+        if self.graphs is not None:
+            self._warm_up_graphs(self.graphs)
+
+    def _warm_up_graphs(self, graphs: Graphs) -> None:
+        """Graphs for what a worker speaks most: first chunks alone and together, then long ones."""
+        for words, rows in WARM_SHAPES:
+            text = ("Some more words of ordinary length. " * words)[: 6 * words]
+            self.synthesize([Utterance(text, "en", self.voices[0], 2, 1.05, 0, 0)] * rows)
+        while graphs.idle():
+            pass
+
+    def idle(self) -> bool:
+        """Nobody waits: prepare for batches like those of late. True if there is more to do."""
+        return self.graphs is not None and self.graphs.idle()
 
     def device_memory_bytes(self) -> int:
-        """Memory taken on a CUDA device, 0 elsewhere."""
+        """Memory taken on a CUDA device, graphs included; 0 elsewhere."""
         if not self.device.startswith("cuda"):
             return 0
-        return int(torch.cuda.memory_allocated(self.device))
+        return int(torch.cuda.memory_reserved(self.device))
 
     def _check_and_encode(self, utterance: Utterance) -> list[int]:
         if utterance.voice not in self._styles:
@@ -209,16 +232,22 @@ class Engine:
             )
         return encode(utterance.text, utterance.language)
 
-    def collate(self, text_ids: Sequence[list[int]], utterances: Sequence[Utterance]) -> Batch:
+    def collate(
+        self,
+        text_ids: Sequence[list[int]],
+        utterances: Sequence[Utterance],
+        device: str | None = None,
+    ) -> Batch:
+        device = device or self.device
         lengths = [len(ids) for ids in text_ids]
         padded = [ids + [0] * (max(lengths) - len(ids)) for ids in text_ids]
         styles = [self._styles[utterance.voice] for utterance in utterances]
         return Batch(
-            text_ids=torch.tensor(padded, device=self.device),
-            text_lengths=torch.tensor(lengths, device=self.device),
-            style_ttl=torch.from_numpy(np.stack([s.ttl for s in styles])).to(self.device),
-            style_dp=torch.from_numpy(np.stack([s.dp for s in styles])).to(self.device),
-            speed=torch.tensor([u.speed for u in utterances], device=self.device),
+            text_ids=torch.tensor(padded, device=device),
+            text_lengths=torch.tensor(lengths, device=device),
+            style_ttl=torch.from_numpy(np.stack([s.ttl for s in styles])).to(device),
+            style_dp=torch.from_numpy(np.stack([s.dp for s in styles])).to(device),
+            speed=torch.tensor([u.speed for u in utterances], device=device),
             steps=[u.steps for u in utterances],
             seeds=[(u.seed, u.index) for u in utterances],
         )

@@ -111,9 +111,10 @@ class Dense:
         y = y[:n]
         if self.activation != "none":
             return y
-        # Two passes: a sum of mixed dtypes is twice as slow.
-        y = y.to(self.form.stream)
-        return y if plus is None or self._fuses(plus) else plus + y
+        if plus is None or self._fuses(plus):
+            return y.to(self.form.stream)
+        # A sum of mixed dtypes is one pass on a GPU, and on a CPU slower than two.
+        return plus + (y if y.is_cuda else y.to(self.form.stream))
 
     def _fuses(self, plus: Tensor) -> bool:
         # In 16 bit the sum stays outside: it is the float32 stream that blocks add to.
@@ -156,7 +157,7 @@ class Rows:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
         self.device = device
-        self.n = sum(self.lengths)
+        self.n = sum(self.lengths)  # positions in all
         self._around: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
 
     def __len__(self) -> int:
@@ -206,7 +207,11 @@ class Rows:
     @cached_property
     def is_real(self) -> Tensor:  # (B, longest)
         lengths = torch.tensor(self.lengths)
-        return send(torch.arange(max(self.lengths)) < lengths[:, None], self.device)
+        return send(torch.arange(self.longest) < lengths[:, None], self.device)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
 
     @property
     def is_even(self) -> bool:
@@ -220,7 +225,7 @@ class Rows:
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
         """Index of packed frames for padded places, and of padded places for packed frames."""
-        longest, take, places, start = max(self.lengths), [], [], 0
+        longest, take, places, start = self.longest, [], [], 0
         for row, length in enumerate(self.lengths):
             take.append(torch.arange(longest).clamp(max=length - 1) + start)
             places.append(torch.arange(length) + row * longest)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supertonic.duration_predictor import DurationPredictor
@@ -145,8 +146,9 @@ class Prepared(Supertonic):
 
     def durations(self, batch: Batch) -> list[int]:
         lengths = batch.text_lengths.tolist()
-        rows = Rows(lengths, self.form.device)
-        ids = torch.cat([ids[:n] for ids, n in zip(batch.text_ids, lengths, strict=True)])
+        each = [ids[:n] for ids, n in zip(batch.text_ids, lengths, strict=True)]
+        ids = torch.cat([self.duration_predictor.with_token(own) for own in each])
+        rows = Rows([n + 1 for n in lengths], self.form.device)
         seconds = self.duration_predictor(ids, rows, batch.style_dp)
         return self.n_samples(seconds.float(), batch.speed).tolist()
 
@@ -178,7 +180,7 @@ class Prepared(Supertonic):
 
 
 class PreparedDuration(nn.Module):
-    """Characters and voice to seconds at speed 1, in float64: (N,) ids to (B,)."""
+    """Characters, behind the sentence token, and voice to seconds at speed 1, in float64."""
 
     def __init__(self, predictor: DurationPredictor, form: Form) -> None:
         super().__init__()
@@ -194,12 +196,12 @@ class PreparedDuration(nn.Module):
         self.hidden = Dense(form, *scaled(layers[0]), activation="leaky_relu", slope=slope)
         self.seconds = Dense(form, *scaled(layers[1]))
 
-    def forward(self, text_ids: Tensor, rows: Rows, style_dp: Tensor) -> Tensor:
-        token = text_ids.new_full((1,), len(self.embedding) - 1)
-        ids = torch.cat(
-            [part for own in torch.split(text_ids, rows.lengths) for part in (token, own)]
-        )
-        rows = Rows([n + 1 for n in rows.lengths], rows.device)
+    def with_token(self, text_ids: Tensor) -> Tensor:
+        """(T,) ids of one text to (T + 1,)."""
+        return F.pad(text_ids, (1, 0), value=len(self.embedding) - 1)
+
+    def forward(self, ids: Tensor, rows: Rows, style_dp: Tensor) -> Tensor:
+        """(N,) ids with each row's token to (B,) seconds."""
         local = self.embedding.index_select(0, ids)
         for block in self.convnext:
             local = block(local, rows)
@@ -347,17 +349,27 @@ class PreparedEstimator(nn.Module):
         step: int,  # 0-based
         steps: list[int],  # per row, how many it takes in all
     ) -> Tensor:  # (N, 144)
+        times = torch.stack([self.time(step, steps_of_row) for steps_of_row in steps])
+        sizes = torch.tensor([[1 / steps_of_row] for steps_of_row in steps])
+        size = frames.spread(send(sizes, latent.device))
+        return self.step(frames, latent, heard, times, size)
+
+    def step(
+        self,
+        frames: Rows,
+        latent: Tensor,  # (N, 144)
+        heard: Heard,
+        times: Tensor,  # (B, groups, width) what each group adds for the time
+        size: Tensor,  # (N, 1) of the step, as a share of the whole way
+    ) -> Tensor:  # (N, 144)
         x = self.proj_in(latent)
-        times = torch.stack([self._time(step, steps_of_row) for steps_of_row in steps])
         for number, group in enumerate(self.groups):
             x = group(x, frames, heard, number, times[:, number])
         for block in self.last:
             x = block(x, frames)
-        sizes = torch.tensor([[1 / steps_of_row] for steps_of_row in steps])
-        size = frames.spread(send(sizes, latent.device))
         return torch.addcmul(latent, self.proj_out(x), size)
 
-    def _time(self, step: int, steps: int) -> Tensor:
+    def time(self, step: int, steps: int) -> Tensor:
         """(groups, width): what each group adds to every frame at this step of so many."""
         if (step, steps) not in self._times:
             time = self.time_encoder(send(torch.tensor([float(step)]), self.form.device) / steps)

@@ -222,6 +222,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 time.sleep(RETRY_S)
             else:
                 self._report(Report(batch, outcomes, started, time.monotonic() - started))
+        if not self.is_stopping:
+            self.speaker.idle()
 
     def _report(self, report: Report) -> None:
         self.reports.append(report)

@@ -45,6 +45,9 @@ class Synthesizer(Protocol):
         self, utterances: "Sequence[Utterance]", on_slice: "OnSlice | None" = None
     ) -> "list[Audio]": ...
 
+    def idle(self) -> bool:
+        """Use a moment in which nobody waits; False if there was nothing to do."""
+
     def slices_save_s(self, audio_s: float) -> float:
         """How much sooner somebody hears something when so much audio is made in slices."""
 
@@ -172,6 +175,14 @@ class Speaker:
         ttl_s = self.settings.stream_ttl_s
         publisher = SlicePublisher(self.store, chunks, ttl_s, self.tally.first_slice)
         return self.engine.synthesize(utterances, publisher)
+
+    def idle(self) -> None:
+        """Nothing waits: let the engine prepare one thing for later."""
+        try:
+            self.engine.idle()
+        except Exception:
+            # A GPU short of memory, for one. What is prepared only saves time.
+            logger.exception("the engine could not prepare for later batches")
 
     def _check_engine(self) -> None:
         """A chunk failed alone: is it the chunk, or would any chunk fail now?

@@ -47,6 +47,21 @@ def test_the_engine_benchmark_compares_equal_sound(tmp_path: Path) -> None:
     assert all(0 < cell["pytorch_ms"] for cell in result["cells"].values())
 
 
+def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(asdict(SHALLOW)))
+    result = run("bench_gpu", "--device", "cpu", "--precision", "float32", "--config", str(config))
+    assert result["audio_s_per_s"] > 0 and result["b1_ms"] > 0 and result["padding_cost"] > 0
+    assert 0 < result["matmul_share"] < 1
+    assert 0 < result["first_slice_ms"]
+
+
+def test_the_gpu_benchmark_needs_little_beside_torch() -> None:
+    absent = "celery", "redis", "kombu", "flask", "pydantic", "onnx", "onnxruntime", "requests"
+    program = "import sys; sys.modules.update(dict.fromkeys(%r)); import benchmarks.bench_gpu"
+    subprocess.run([sys.executable, "-c", program % (absent,)], cwd=ROOT, check=True, timeout=120)
+
+
 def test_the_pipeline_benchmark_measures_both_competitors() -> None:
     result = run("bench_pipeline")
     assert result["failed"] == 0
