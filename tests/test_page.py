@@ -207,6 +207,32 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(page: Page, server: An
     assert page.console_errors() == []
 
 
+def test_a_long_job_is_paused_and_resumed_from_the_page(page: Page, server: Any) -> None:
+    page.set(text=TWO_CHUNKS * 60, speed=1)
+    page.find("#submit-job").click()
+    page.wait("document.querySelector('#jobs li[data-state=running] .actions button')")
+    job = page.find("#jobs li").get_attribute("data-job")
+    row = f'#jobs li[data-job="{job}"]'
+    press = f"document.querySelector('{row} .actions button').click()"
+    page.script(f"document.querySelector('{row} .actions button').focus()")
+    page.script(press)
+    page.wait(f"document.querySelector('{row}').dataset.state === 'paused'")
+    state = requests.get(f"{server.url}/jobs/{job}", timeout=10).json()["state"]
+    assert state == "paused"
+    focused = page.script("return document.activeElement.textContent")
+    assert focused == "Resume", "the focus is where it was"
+    labels = page.script(
+        f"return [...document.querySelectorAll('{row} .actions button')].map(b => b.textContent)"
+    )
+    assert labels == ["Resume", "Download so far", "Cancel"]
+    assert "chunks" in page.find(f"{row} .quiet").text
+    page.script(press)
+    page.wait(f"document.querySelector('{row}').dataset.state === 'running'")
+    requests.delete(f"{server.url}/jobs/{job}", timeout=10)
+    page.wait(f"document.querySelector('{row}').dataset.state === 'cancelled'")
+    assert page.console_errors() == []
+
+
 def test_settings_are_remembered_and_appear_in_the_example_code(page: Page, server: Any) -> None:
     page.set(text="It's mine.", steps=7, seed=42)
     page.find("#voice-F3").click()

@@ -6,9 +6,10 @@ import { el, saveAs, time } from "./view.js";
 
 const POLL_MS = 1000;
 const RUNNING = new Set(["queued", "running"]);
+const OPEN = new Set([...RUNNING, "paused"]); // not at an end yet
 
 export class Jobs {
-  #rows = new Map(); // job_id -> {item, state, parts}
+  #rows = new Map(); // job_id -> {item, parts, state, soFar}
   #timer = 0;
 
   /** onProblem shows an error that belongs to no field. */
@@ -72,36 +73,56 @@ export class Jobs {
         el("span", { className: "job-text" }, preview(job)), parts.state),
       parts.bar, parts.facts, parts.actions, parts.player);
     item.dataset.job = job.job_id;
-    return { item, parts, state: null };
+    return { item, parts, state: null, soFar: null };
   }
 
   #update(row, job) {
     const { parts, item } = row;
     parts.bar.value = job.progress;
-    parts.bar.hidden = !RUNNING.has(job.state);
+    parts.bar.hidden = !OPEN.has(job.state);
     parts.facts.textContent = facts(job);
+    if (row.soFar) row.soFar.hidden = !job.chunks_done;
     if (row.state === job.state) return;
     if (row.state && !RUNNING.has(job.state)) this.status.textContent = `Job ${job.state}`;
     row.state = item.dataset.state = parts.state.dataset.state = job.state;
     parts.state.textContent = job.state;
-    parts.actions.replaceChildren(...this.#actions(job, parts.player));
+    this.#showActions(row, job);
   }
 
-  #actions(job, player) {
+  #showActions(row, job) {
+    const { actions, player } = row.parts;
     const name = `“${preview(job, 40)}”`;
     const button = (text, act) => {
       const made = el("button", { type: "button", ariaLabel: `${text} ${name}` }, text);
       made.addEventListener("click", () => act().catch(this.onProblem));
       return made;
     };
-    if (RUNNING.has(job.state)) return [button("Cancel", () => this.#delete(job))];
+    const file = `${job.job_id}.wav`;
+    row.soFar = null;
+    if (OPEN.has(job.state)) {
+      // Its button is replaced by its opposite: whoever pressed it finds the focus there again.
+      const hadFocus = actions.contains(document.activeElement);
+      const hold = job.state === "paused" ? "resume" : "pause";
+      const holding = button(hold === "pause" ? "Pause" : "Resume", () => this.#hold(job, hold));
+      row.soFar = button("Download so far", async () =>
+        saveAs(await this.#source(`${job.links.audio}?partial=true`), file));
+      row.soFar.hidden = !job.chunks_done;
+      actions.replaceChildren(holding, row.soFar, button("Cancel", () => this.#delete(job)));
+      if (hadFocus) holding.focus();
+      return;
+    }
     const remove = button("Remove", () => this.#delete(job));
-    if (job.state !== "done") return [remove];
-    return [
+    if (job.state !== "done") return actions.replaceChildren(remove);
+    actions.replaceChildren(
       button("Listen", () => this.#listen(job, player, name)),
-      button("Download", async () => saveAs(await this.#source(job), `${job.job_id}.wav`)),
+      button("Download", async () => saveAs(await this.#source(job.links.audio), file)),
       remove,
-    ];
+    );
+  }
+
+  async #hold(job, action) {
+    await request(`${job.links.self}/${action}`, { method: "POST" });
+    await this.refresh();
   }
 
   // The server cancels a job that runs and forgets one that has ended.
@@ -111,13 +132,13 @@ export class Jobs {
   }
 
   // Links and audio elements fetch large files piece by piece, but they cannot send a key.
-  async #source(job) {
-    if (!apiKey.get()) return job.links.audio;
-    return URL.createObjectURL(await (await request(job.links.audio)).blob());
+  async #source(address) {
+    if (!apiKey.get()) return address;
+    return URL.createObjectURL(await (await request(address)).blob());
   }
 
   async #listen(job, player, name) {
-    const src = await this.#source(job);
+    const src = await this.#source(job.links.audio);
     const audio = el("audio", { controls: true, src, ariaLabel: name });
     player.replaceChildren(audio);
     await audio.play();
@@ -131,8 +152,9 @@ function preview({ text_preview: text, characters }, length = text.length) {
 
 function facts(job) {
   const parts = [`${job.voice}, ${job.language}`, `${job.characters.toLocaleString()} characters`];
-  if (RUNNING.has(job.state)) parts.push(`${job.chunks_done} of ${job.chunks_total} chunks`);
-  if (job.state === "running" && job.eta_seconds) parts.push(`${time(job.eta_seconds)} left`);
+  if (job.queue_position > 1) parts.push(`${job.queue_position - 1} before it`);
+  if (OPEN.has(job.state)) parts.push(`${job.chunks_done} of ${job.chunks_total} chunks`);
+  if (job.eta_seconds) parts.push(`${time(job.eta_seconds)} left`);
   if (job.duration_seconds) parts.push(`${time(job.duration_seconds)} of audio`);
   if (job.finished_at && job.started_at && job.state === "done") {
     parts.push(`made in ${time(job.finished_at - job.started_at)}`);
