@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from typing import Any
 
+import pytest
 import yaml
 
 from tasks.measures import ALL
@@ -85,3 +88,10 @@ def test_every_family_is_explained(server: Stack) -> None:
     twice = {f"supertonic_worker_{m.name}" for m in ALL if m.is_per_worker}
     assert families - explained - twice == set()
     assert explained - families == set()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Prometheus) is missing")
+def test_alerts_come_when_they_should_and_not_before() -> None:
+    command = ["promtool", "test", "rules", "alerts_test.yml"]
+    done = subprocess.run(command, cwd=ROOT / "prometheus", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
