@@ -43,7 +43,7 @@ HEADER = (
     "refused",
     "first sound p50 / p95 / p99 ms",
     "longest silence, p99 / max s",
-    "C0 / C50 / C100 %",
+    "C0 / C50 / C100 % (C50 of the admitted)",
     "audio-s/s",
     "cores used",
 )
@@ -170,6 +170,7 @@ def summary(heard: Sequence[Heard]) -> dict[str, Any]:
     several = [one for one in heard if max(one.total, one.playback.pieces) != 1]
     worst = [one.worst_s for one in several]
     silences = [silence for silence in worst if silence is not None]
+    admitted = [one.worst_s for one in several if not one.is_refused]
     audio_s = sum(one.playback.audio_s for one in heard)
     begin = min((one.intended_at for one in heard), default=0.0)
     seconds = max((one.ended_at for one in heard), default=0.0) - begin
@@ -181,6 +182,7 @@ def summary(heard: Sequence[Heard]) -> dict[str, Any]:
         "underrun_p99_s": percentile(silences, 99),
         "underrun_max_s": max(silences, default=float("nan")),
         **{f"c{ms}": continuity(worst, ms / 1000) for ms in (0, 50, 100)},
+        "admitted_c50": continuity(admitted, 0.05),
         "audio_s_per_s": audio_s / seconds if seconds else float("nan"),
         "streams_per_s": len(heard) / seconds if seconds else float("nan"),
     }
@@ -188,12 +190,13 @@ def summary(heard: Sequence[Heard]) -> dict[str, Any]:
 
 def row(engine: str, mix: str, who: str, found: dict[str, Any]) -> list[str]:
     first = " / ".join(f"{found[f'first_p{share}_ms']:.0f}" for share in (50, 95, 99))
-    continuity = " / ".join(f"{found[f'c{ms}']:.0f}" for ms in (0, 50, 100))
+    shares = " / ".join(f"{found[f'c{ms}']:.0f}" for ms in (0, 50, 100))
+    shares += f" ({found['admitted_c50']:.0f})"
     silence = f"{found['underrun_p99_s']:.2f} / {found['underrun_max_s']:.2f}"
     cores = ", ".join(f"{name} {share:.2f}" for name, share in found["cores"].items())
     counts = [str(found[name]) for name in ("streams", "failed", "refused")]
     rate = f"{found['audio_s_per_s']:.0f}"
-    return [engine, mix, who, *counts, first, silence, continuity, rate, cores]
+    return [engine, mix, who, *counts, first, silence, shares, rate, cores]
 
 
 def settings(arguments: argparse.Namespace, n_streams: int = 600) -> dict[str, str]:
@@ -282,15 +285,14 @@ def main() -> None:
         "null and tiny unless said otherwise, tiny for a smoke run",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--gpu", action="store_true", help="full on cuda in float16, and null")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--gpu", action="store_true", help="null and full, on cuda")
     parser.add_argument("--capacity", action="store_true", help="only the most gapless listeners")
     parser.add_argument("--soak", type=float, metavar="MINUTES", nargs="?", const=20.0)
     arguments = parser.parse_args()
     arguments.engines = arguments.engines or (["tiny"] if arguments.quick else ["null", "tiny"])
     if arguments.gpu:
         arguments.engines, arguments.device = ["null", "full"], "cuda"
-        arguments.precision = "float16"
     # The bell complains when its Redis is stopped, which is how each part ends.
     logging.getLogger("app.bell").setLevel(logging.ERROR)
     facts = machine("redis", "celery", "gunicorn", "flask", "uvicorn", "starlette", "torch")

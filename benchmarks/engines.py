@@ -40,23 +40,27 @@ def _full_size(device: str, precision: str) -> Any:
 
     from benchmarks.bench_engine import random_model
     from supertonic.config import ModelConfig
-    from supertonic.engine import Engine, resolve_device, usable_cores
+    from supertonic.engine import Engine, resolve_device, resolve_precision, usable_cores
     from supertonic.prepared import prepare
     from supertonic.voices import VOICES, Style
 
     config, device = ModelConfig(), resolve_device(device)
+    precision = resolve_precision(config, device) if precision == "auto" else precision
     if device == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     model = prepare(random_model(config), device, precision)
-    measured = model.durations
+    predictor = model.duration_predictor
+    predict = predictor.forward
 
-    def plausible(batch: Any) -> list[int]:
-        measured(batch)  # it costs what it costs
-        seconds = (batch.text_lengths - MARKS).clamp(min=1) * SECONDS_PER_CHARACTER
-        samples: list[int] = (seconds / batch.speed * config.sample_rate).long().tolist()
-        return samples
+    def plausible(ids: Any, rows: Any, style_dp: Any) -> Any:
+        """Seconds by the length of the text; the prediction costs what it costs."""
+        seconds = predict(ids, rows, style_dp)
+        # A graph's rows know their lengths on the device only. Each begins with a token.
+        lengths = getattr(rows, "own", None)
+        lengths = seconds.new_tensor(rows.lengths) if lengths is None else lengths
+        return ((lengths - 1 - MARKS).clamp(min=1) * SECONDS_PER_CHARACTER).to(seconds.dtype)
 
-    model.durations = plausible  # type: ignore[method-assign]
+    predictor.forward = plausible  # type: ignore[method-assign]
     draw = np.random.default_rng(3)
     size = config.duration_predictor
 

@@ -16,6 +16,7 @@ from benchmarks.playback import Playback
 # An event's facts stand before its sound; text among them may be long.
 HEAD_BYTES = 8192
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
+RETRY = re.compile(rb"(?i)\r\nretry-after: (\d+)")
 NAME = re.compile(rb"^event: (\w+)", re.MULTILINE)
 SAMPLES = re.compile(rb'"n_samples": ?(\d+)')
 RATE = re.compile(rb'"sample_rate": ?(\d+)')
@@ -112,6 +113,7 @@ class Heard:
     whole: int = 0  # chunks that are here to their last slice
     status: int = 0
     error: str = ""
+    retry_after_s: float = 0.0
 
     @property
     def first_s(self) -> float | None:
@@ -170,6 +172,8 @@ class Stream(asyncio.Protocol):
             return b""
         status = STATUS.match(head)
         self.heard.status = int(status[1]) if status else 0
+        retry = RETRY.search(head)
+        self.heard.retry_after_s = float(retry[1]) if retry else 0.0
         if self.heard.status != 200:
             raise Broken(f"HTTP {self.heard.status}: {rest[:300].decode(errors='replace')}")
         self._body = Unchunked()

@@ -92,8 +92,8 @@ async def users(
         while at < begin + warm_s + seconds:
             one = await _ask(goal, goal.request(_choose(draw, texts)), at)
             heard.append(one)
-            # Who was turned away, or cut off, thinks about it and tries again.
-            ended_at = one.ended_at if one.error else one.playback.ends_at
+            # Who was turned away, or cut off, waits as told, thinks about it and tries again.
+            ended_at = one.ended_at + one.retry_after_s if one.error else one.playback.ends_at
             at = ended_at + (draw.expovariate(1 / think_s) if think_s else 0.0)
 
     await asyncio.gather(*(user(number) for number in range(n_users)))

@@ -119,7 +119,7 @@ def test_what_is_not_a_whole_stream_has_failed(steps: list[Step], told: str) -> 
 
 def test_a_refusal_is_told_from_a_failure() -> None:
     heard = hear(Step(0, b"HTTP/1.1 429 Later\r\nRetry-After: 3\r\n\r\n{}"))
-    assert heard.is_refused and heard.error
+    assert heard.is_refused and heard.error and heard.retry_after_s == 3
 
 
 def test_nobody_there_is_a_failure_and_no_exception() -> None:
@@ -169,8 +169,10 @@ def test_continuity_counts_a_failed_stream_as_one_that_is_not_gapless() -> None:
     assert [continuity(worst, bound) for bound in (0, 0.05, 0.1, 0.2)] == [25, 50, 50, 75]
 
 
-def stream_of(total: int, arrivals: list[tuple[float, float]], error: str = "") -> Heard:
-    heard = Heard("", intended_at=100.0, total=total, status=200, error=error)
+def stream_of(
+    total: int, arrivals: list[tuple[float, float]], error: str = "", status: int = 200
+) -> Heard:
+    heard = Heard("", intended_at=100.0, total=total, status=status, error=error)
     for now, seconds in arrivals:
         heard.playback.arrive(now, seconds)
     heard.ended_at = arrivals[-1][0] if arrivals else 101.0
@@ -183,11 +185,13 @@ def test_the_summary_counts_everybody() -> None:
         stream_of(2, [(100.5, 1.0), (103.0, 1.0)]),
         stream_of(1, [(100.5, 1.0)]),
         stream_of(0, [], error="cannot connect"),
+        stream_of(0, [], error="HTTP 429", status=429),
     ]
     found = summary(heard)
-    assert (found["streams"], found["failed"], found["refused"]) == (4, 1, 0)
-    # Of three that have several chunks, or never said how many, one played without a gap.
-    assert found["c0"] == pytest.approx(100 / 3)
+    assert (found["streams"], found["failed"], found["refused"]) == (5, 1, 1)
+    # Of four that have several chunks, or never said how many, one played without a gap.
+    assert found["c0"] == pytest.approx(100 / 4)
+    assert found["admitted_c50"] == pytest.approx(100 / 3)
     assert found["underrun_max_s"] == pytest.approx(1.5)
     assert found["first_p50_ms"] == pytest.approx(500)
     assert found["audio_s_per_s"] == pytest.approx(5 / 3)
