@@ -133,7 +133,7 @@ def pause_job(job_id: str) -> Response:
     """Nothing of the job enters a batch from now on; what is being spoken is still taken."""
     job = _find_long(job_id)
     # The disk first: a pause must outlast Redis.
-    speech().files.set_paused(job_id, True)
+    _mark(job_id, True)
     long_jobs().pause(job_id)
     return _held(job, State.PAUSED)
 
@@ -142,10 +142,17 @@ def pause_job(job_id: str) -> Response:
 def resume_job(job_id: str) -> Response:
     """Let a paused job go on where it stopped."""
     job = _find_long(job_id)
-    speech().files.set_paused(job_id, False)
+    _mark(job_id, False)
     long_jobs().resume(job_id)
     send_advance(job_id)
     return _held(job, State.RUNNING)
+
+
+def _mark(job_id: str, is_paused: bool) -> None:
+    try:
+        speech().files.set_paused(job_id, is_paused)
+    except FileNotFoundError:
+        raise Problem(404, "The job has been deleted meanwhile.") from None
 
 
 def _find_long(job_id: str) -> Job:

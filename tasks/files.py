@@ -42,6 +42,9 @@ WINDOW_BATCHES = 2
 # A message of a long job that nobody took for this long is not coming any more.
 CHUNK_EXPIRES_S = 3600.0
 
+# Of the four threads below; the others move jobs forward.
+WEBHOOKS_AT_ONCE = 2
+
 app = Celery("files")
 app.config_from_object("celeryconfig")
 app.conf.task_queues = [Queue("files")]
@@ -59,6 +62,7 @@ class JobAdvancer:
         self.files = files
         self.keys = IdempotencyKeys(settings.data_dir)
         self.webhooks = Webhooks(settings)
+        self._telling = threading.BoundedSemaphore(WEBHOOKS_AT_ONCE)
         self._over: dict[str, float] = {}
 
     def advance(self, job_id: str) -> None:
@@ -198,9 +202,18 @@ class JobAdvancer:
         saved = self.files.load(job_id)
         if saved is None or not saved[0].state.is_final:
             return
+        if not self._telling.acquire(blocking=False):
+            # The sweep comes back to it; receivers that do not answer must not hold up the jobs.
+            return
+        try:
+            self._tell(job_id, saved[0])
+        finally:
+            self._telling.release()
+
+    def _tell(self, job_id: str, job: Job) -> None:
         with self.files.alone(job_id, "webhook.lock") as is_mine:
             if is_mine:
-                made = deliver(self.webhooks, self.files.folder(job_id), saved[0], time.time())
+                made = deliver(self.webhooks, self.files.folder(job_id), job, time.time())
                 if made is not None:
                     about = facts(job_id=job_id, attempt=made.attempts, status=made.last_status)
                     logger.info("webhook %s", made.state, extra=about)

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,8 @@ from tasks.places import Place, open_at, read_at, remove_at
 
 # A folder without a job this long after it was made belongs to nobody: whoever made it is dead.
 ORPHAN_S = 3600.0
+
+_FIELDS = {field.name for field in fields(Job)}
 
 
 class JobFiles:
@@ -72,13 +74,18 @@ class JobFiles:
         record["state"] = State(record["state"])
         record["request"] = SpeechRequest(**record["request"])
         record["warnings"] = tuple(record["warnings"])
-        job = Job(**record)
+        # Another version may have written it: what this one does not know is left out.
+        job = Job(**{name: value for name, value in record.items() if name in _FIELDS})
         if not job.state.is_final and self.is_paused(job_id):
             job = replace(job, state=State.PAUSED)
         return job, pieces
 
     def set_paused(self, job_id: str, is_paused: bool) -> None:
-        """Remember that a job is paused, or that it is not."""
+        """Remember that a job is paused, or that it is not.
+
+        Raises:
+            FileNotFoundError: there is no such job any more.
+        """
         mark = self.folder(job_id) / "paused"
         if is_paused:
             mark.touch()

@@ -3,14 +3,15 @@
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import redis
 
 from tasks.events import ChunkResult, EventStore, connect
 from tasks.longjobs import LongJobs
-from tasks.messages import Kind, State
+from tasks.messages import Job, Kind, State
 from tests.examples import a_job, some_pieces
 from tests.stack import Stack
 
@@ -346,3 +347,39 @@ def test_a_stream_ends_with_its_job_though_a_chunk_in_the_middle_never_came(
         "event: accepted",
         f"event: {says}",
     ]
+
+
+def spoken_ago(client: "redis.Redis", seconds: Sequence[float], count: int) -> Job:
+    """A running job of ``count`` chunks, of which one was spoken each of these times ago."""
+    now = time.time()
+    job = replace(a_job("job", count, Kind.LONG), state=State.RUNNING, done=len(seconds))
+    for done, ago in enumerate(seconds, 1):
+        entry = {"type": "audio", "index": done - 1, "n_samples": 1, "facts": "{}", "done": done}
+        client.xadd("supertonic:events:job", entry, id=f"{int((now - ago) * 1000)}-0")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left", "expected", "why"),
+    [
+        ([300 - 3 * n for n in range(80)] + [60 - n for n in range(60)], 60, 60, "the last minute"),
+        ([30 - n for n in range(21)], 10, 15, "a standstill since makes it longer"),
+        ([250, 200, 150, 100, 50], 2, 125, "slow ones: the last five chunks"),
+        ([2.0, 1.999, 1.998, 1.99], 2, None, "one batch is no pace"),
+        ([900 - n for n in range(20)], 5, None, "nothing for a long time"),
+        ([], 5, None, "nothing yet"),
+    ],
+)
+def test_the_time_left_goes_by_the_pace_of_late(
+    store: EventStore,
+    client: "redis.Redis",
+    seconds: list[float],
+    left: int,
+    expected: float | None,
+    why: str,
+) -> None:
+    job = spoken_ago(client, seconds, len(seconds) + left)
+    (eta_s,) = LongJobs(store).etas([job])
+    assert eta_s == (None if expected is None else pytest.approx(expected, rel=0.15)), why
+    LongJobs(store).measure_afresh("job")
+    assert LongJobs(store).etas([job]) == [None], "what was before a pause does not count"

@@ -1,9 +1,13 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
 import base64
+import os
+import signal
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import pytest
 
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
@@ -40,10 +44,10 @@ def appended(stack: Stack, job_id: str) -> int:
     return len(read_index(stack.data_dir / "jobs" / job_id))
 
 
-def start_slow(stack: Stack, batch_ms: int = 100) -> None:
+def start_slow(stack: Stack) -> None:
     """The whole service on an engine that needs its time for every chunk."""
     stack.env |= {
-        "NULL_BATCH_MS": str(batch_ms),
+        "NULL_BATCH_MS": "100",
         "NULL_BYTES": "30000",
         "SUPERTONIC_MAX_BATCH": "2",
     }
@@ -52,6 +56,17 @@ def start_slow(stack: Stack, batch_ms: int = 100) -> None:
     stack.start_worker(app="benchmarks.null_worker")
     stack.start_files()
     stack.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A slow service that several tests use, one after the other."""
+    stack = Stack(tmp_path_factory.mktemp("slow"))
+    try:
+        start_slow(stack)
+        yield stack
+    finally:
+        stack.stop_all()
 
 
 def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
@@ -186,59 +201,56 @@ def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
     assert max(peaks.growth.values()) < 60e6, {n: b / 1e6 for n, b in peaks.growth.items()}
 
 
-def test_sound_so_far_can_be_fetched_while_the_rest_is_made(stack: Stack) -> None:
-    start_slow(stack)
-    job_id = submit(stack, 6000, target_chunk_chars=100, max_chunk_chars=200)
-    nothing = stack.get(f"/jobs/{job_id}/audio?partial=true")
-    wait_for(lambda: appended(stack, job_id) >= 4)
-    early = stack.get(f"/jobs/{job_id}/audio?partial=true")
+def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None:
+    job_id = submit(slow, 6000, target_chunk_chars=100, max_chunk_chars=200)
+    nothing = slow.get(f"/jobs/{job_id}/audio?partial=true")
+    wait_for(lambda: appended(slow, job_id) >= 4)
+    early = slow.get(f"/jobs/{job_id}/audio?partial=true")
     assert early.status_code == 200 and early.headers["Cache-Control"] == "no-store"
     assert nothing.status_code in (200, 409)
-    assert stack.get(f"/jobs/{job_id}/audio").status_code == 409
-    assert done(stack, job_id)["state"] == "done"
-    first, whole = samples_of(early.content), samples_of(stack.get(f"/jobs/{job_id}/audio").content)
+    assert slow.get(f"/jobs/{job_id}/audio").status_code == 409
+    assert done(slow, job_id)["state"] == "done"
+    first, whole = samples_of(early.content), samples_of(slow.get(f"/jobs/{job_id}/audio").content)
     assert 4 * 15_000 <= len(first) < len(whole)
     assert np.array_equal(first, whole[: len(first)])
-    after = stack.get(f"/jobs/{job_id}/audio?partial=true")
+    after = slow.get(f"/jobs/{job_id}/audio?partial=true")
     assert np.array_equal(samples_of(after.content), whole)
 
 
-def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(stack: Stack) -> None:
-    start_slow(stack)
-    job_id = submit(stack, 8000, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
-    paused = stack.post(f"/jobs/{job_id}/pause").json()
+def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(slow: Stack) -> None:
+    job_id = submit(slow, 8000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
+    paused = slow.post(f"/jobs/{job_id}/pause").json()
     assert (paused["state"], paused["eta_seconds"]) == ("paused", None)
-    spoken = stack.get("/metrics").json()["total_chunks"]
-    other = submit(stack, 300)
-    assert done(stack, other)["state"] == "done", "others are spoken meanwhile"
-    still = stack.get(f"/jobs/{job_id}").json()
-    new = stack.get("/metrics").json()["total_chunks"] - spoken
+    spoken = slow.get("/metrics").json()["total_chunks"]
+    other = submit(slow, 300)
+    assert done(slow, other)["state"] == "done", "others are spoken meanwhile"
+    still = slow.get(f"/jobs/{job_id}").json()
+    new = slow.get("/metrics").json()["total_chunks"] - spoken
     assert still["chunks_done"] - paused["chunks_done"] <= 2, "no more than the batch that ran"
-    assert new <= 2 + stack.get(f"/jobs/{other}").json()["chunks_total"]
-    assert stack.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
-    listed = stack.get("/jobs?state=paused").json()["jobs"]
+    assert new <= 2 + slow.get(f"/jobs/{other}").json()["chunks_total"]
+    assert slow.post(f"/jobs/{job_id}/pause").json()["state"] == "paused"
+    listed = slow.get("/jobs?state=paused").json()["jobs"]
     assert [job["job_id"] for job in listed] == [job_id]
-    resumed = stack.post(f"/jobs/{job_id}/resume").json()
+    resumed = slow.post(f"/jobs/{job_id}/resume").json()
     assert resumed["state"] == "running"
-    assert stack.post(f"/jobs/{job_id}/resume").json()["state"] in ("running", "done")
-    assert done(stack, job_id)["state"] == "done"
+    assert slow.post(f"/jobs/{job_id}/resume").json()["state"] in ("running", "done")
+    assert done(slow, job_id)["state"] == "done"
     for action in ("pause", "resume"):
-        refused = stack.post(f"/jobs/{job_id}/{action}")
+        refused = slow.post(f"/jobs/{job_id}/{action}")
         assert refused.status_code == 409 and "done already" in refused.json()["detail"]
 
 
-def test_pausing_again_and_again_is_no_attempt_at_a_chunk(stack: Stack) -> None:
+def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
     """A chunk skipped for a pause must not count among the three that a chunk may take down."""
-    start_slow(stack, batch_ms=50)
-    job_id = submit(stack, 4000, target_chunk_chars=100, max_chunk_chars=200)
+    job_id = submit(slow, 4000, target_chunk_chars=100, max_chunk_chars=200)
     for n in range(1, 6):
-        wait_for(lambda n=n: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2 * n)
-        stack.post(f"/jobs/{job_id}/pause")
-        wait_for(lambda: stack.redis.llen("low") == 0 and stack.redis.hlen("unacked") == 0)
-        stack.post(f"/jobs/{job_id}/resume")
-    assert done(stack, job_id)["state"] == "done"
-    assert "taken down" not in stack.log("worker") and "suspect" not in stack.log("worker")
+        wait_for(lambda n=n: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2 * n)
+        slow.post(f"/jobs/{job_id}/pause")
+        wait_for(lambda: slow.redis.llen("low") == 0 and slow.redis.hlen("unacked") == 0)
+        slow.post(f"/jobs/{job_id}/resume")
+    assert done(slow, job_id)["state"] == "done"
+    assert "taken down" not in slow.log("worker") and "suspect" not in slow.log("worker")
 
 
 def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> None:
@@ -257,55 +269,57 @@ def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> 
     assert done(stack, job_id)["state"] == "done"
 
 
-def test_events_tell_of_pauses_and_keep_their_positions(stack: Stack) -> None:
-    start_slow(stack)
-    job_id = submit(stack, 3000, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
+def test_events_tell_of_pauses_and_keep_their_positions(slow: Stack) -> None:
+    job_id = submit(slow, 3000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
     events = []
-    with stack.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
+    with slow.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
         for event in read_events(response):
             events.append(event)
             if event.event == "chunk" and event.data["index"] == 3:
-                stack.post(f"/jobs/{job_id}/pause")
+                slow.post(f"/jobs/{job_id}/pause")
             if event.event == "paused":
-                stack.post(f"/jobs/{job_id}/resume")
+                slow.post(f"/jobs/{job_id}/resume")
     names = [event.event for event in events]
     assert names.count("paused") == names.count("resumed") == 1
     assert names.index("paused") < names.index("resumed") and names[-1] == "done"
     assert all(event.id == "" for event in events if event.event in ("paused", "resumed"))
     ids = [int(event.id) for event in events if event.id]
     assert ids == list(range(len(ids))), "ids count on as if nothing had been"
-    with stack.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
+    with slow.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
         again = [event.event for event in read_events(response)]
     assert "paused" not in again and again[-1] == "done"
 
 
-def test_a_paused_job_can_be_cancelled_and_deleted(stack: Stack) -> None:
-    start_slow(stack)
-    job_id = submit(stack, 6000)
-    stack.post(f"/jobs/{job_id}/pause")
-    assert stack.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
-    assert stack.delete(f"/jobs/{job_id}").json()["deleted"] is True
-    assert stack.get(f"/jobs/{job_id}").status_code == 404
+def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:
+    job_id = submit(slow, 6000)
+    slow.post(f"/jobs/{job_id}/pause")
+    assert slow.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
+    assert slow.delete(f"/jobs/{job_id}").json()["deleted"] is True
+    assert slow.get(f"/jobs/{job_id}").status_code == 404
 
 
-def test_progress_tells_an_honest_time_left_and_a_place(stack: Stack) -> None:
-    start_slow(stack, batch_ms=200)
-    first = submit(stack, 12_000, target_chunk_chars=100, max_chunk_chars=200)
-    second = submit(stack, 300)
-    third = submit(stack, 300)
-    waiting = {job["job_id"]: job for job in stack.get("/jobs?state=queued").json()["jobs"]}
+def test_progress_tells_an_honest_time_left_and_a_place(slow: Stack) -> None:
+    first = submit(slow, 12_000, target_chunk_chars=100, max_chunk_chars=200)
+    worker = slow.processes["worker"].pid
+    os.killpg(worker, signal.SIGSTOP)
+    try:
+        second, third = submit(slow, 300), submit(slow, 300)
+        waiting = {job["job_id"]: job for job in slow.get("/jobs?state=queued").json()["jobs"]}
+    finally:
+        os.killpg(worker, signal.SIGCONT)
     assert waiting[second]["eta_seconds"] is None
     assert waiting[third]["queue_position"] == waiting[second]["queue_position"] + 1
-    left = wait_for(lambda: stack.get(f"/jobs/{first}").json()["eta_seconds"])
-    job = stack.get(f"/jobs/{first}").json()
+    left = wait_for(lambda: slow.get(f"/jobs/{first}").json()["eta_seconds"])
+    job = slow.get(f"/jobs/{first}").json()
     assert job["queue_position"] is None
-    # Two chunks per 200 ms at best; a busy machine is slower, and the others have their turn.
-    assert left > 0.5 * (job["chunks_total"] - job["chunks_done"]) / 10
-    stack.post(f"/jobs/{first}/pause")
-    assert stack.get(f"/jobs/{first}").json()["eta_seconds"] is None
-    stack.post(f"/jobs/{first}/resume")
-    assert stack.get(f"/jobs/{first}").json()["eta_seconds"] is None, "the pace is measured afresh"
+    # Two chunks per 100 ms at best; a busy machine is slower, and the others have their turn.
+    assert left > 0.5 * (job["chunks_total"] - job["chunks_done"]) / 20
+    slow.post(f"/jobs/{first}/pause")
+    assert slow.get(f"/jobs/{first}").json()["eta_seconds"] is None
+    slow.post(f"/jobs/{first}/resume")
+    assert slow.get(f"/jobs/{first}").json()["eta_seconds"] is None, "the pace is measured afresh"
+    slow.delete(f"/jobs/{first}")
 
 
 def test_the_list_is_read_page_by_page(server: Stack) -> None:

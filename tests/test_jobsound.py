@@ -1,5 +1,6 @@
 """A long job's sound grows chunk by chunk: in any order, through any death, each sample once."""
 
+import json
 import random
 from pathlib import Path
 
@@ -121,3 +122,12 @@ def test_a_pause_is_remembered_until_the_job_ends(tmp_path: Path) -> None:
     files.set_paused("job", False)
     files.set_paused("job", False)
     assert files.load("job")[0].state == "queued"
+
+
+def test_a_job_that_another_version_wrote_is_read(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path)
+    files.save(a_job("job"), some_pieces(1))
+    path = tmp_path / "jobs" / "job" / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of_tomorrow": 1}))
+    job, pieces = files.load("job")
+    assert (job.job_id, pieces) == ("job", some_pieces(1))
