@@ -25,6 +25,7 @@ from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
+from tasks.memory import reuse_large_buffers
 from tasks.settings import Settings
 from tasks.webhooks import Webhooks
 from tasks.workers import WorkerRecords
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application. Starts three threads, so call it once per process, after any fork."""
     settings = settings or Settings.from_env()
     set_up(settings, "web")
+    reuse_large_buffers()
     client = connect(settings.redis_url)
     app = Flask(__name__, template_folder=str(TEMPLATES), static_folder="static")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
@@ -48,11 +50,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["origins"] = origins.Origins(settings, keyring)
     app.extensions["speech_limit"] = SpeechLimit(settings.rate_limit, client)
     app.extensions["hangup"] = HangupWatch()
+    bell = Bell(client)
     app.extensions["speech"] = Speech(
         settings,
-        EventStore(client),
+        EventStore(client, bell.name),
         WorkerRecords(client),
-        Bell(client),
+        bell,
         JobFiles(settings.data_dir, settings.jobs_url),
     )
     app.extensions["accepting"] = Accepting(

@@ -1,16 +1,16 @@
 """The JSON routes: speech as a file or a stream, voices, health, batch settings."""
 
-import base64
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request
+from pybase64 import b64encode
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
 from app.errors import Problem, no_worker
-from app.follow import Ended, Gap, Spoken, follow, let_go
+from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.schemas import (
@@ -85,11 +85,10 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     service = speech()
     peer = request.environ.get("gunicorn.socket")
     with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
-        for item in follow(service, job, pieces):
+        for item in follow(service, job, pieces, once=True):
             match item:
                 case Spoken(pcm=bytes(pcm)):
                     parts.append(pcm)
-                    let_go(service, job, [item.index])
                     facts.append(item.facts)
                 case Gap():
                     raise failure(job, f"the audio of chunk {item.index} was lost")
@@ -100,7 +99,7 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
         response = Response(wav, content_type="audio/wav")
         response.headers["X-Warnings"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
     else:
-        sound = base64.b64encode(wav).decode("ascii")
+        sound = b64encode(wav).decode("ascii")
         response = jsonify({"audio_base64": sound} | file_answer(job, len(wav), facts))
     response.headers["X-Job-Id"] = job.job_id
     response.headers["X-Seed"] = str(job.request.seed)

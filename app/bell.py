@@ -1,45 +1,72 @@
-"""One subscription per web process that tells waiting streams when their job has news.
+"""One subscription per web process that tells waiting streams what is new about their job.
 
-A stream does not poll and does not hold a Redis connection of its own: it waits for an event that
-this thread sets. The bell carries only job ids. A missed ring (Redis restarted, a full buffer)
-costs nothing but time, because every stream looks again by itself once a second.
+A stream does not poll and does not hold a Redis connection of its own: it waits at a line, into
+which this thread puts what it hears. Only the processes in which somebody follows a job are told
+about it. A message that was missed (Redis restarted, a full buffer) costs nothing but time: after
+a reconnect everybody looks for himself, and each stream does so once a second anyway.
 """
 
 import logging
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 import redis
 
-from tasks.events import BELL
+from tasks.events import BELL, PREFIX, Event, news_from
 
 logger = logging.getLogger(__name__)
 
 
+class Line:
+    """What one follower has heard and not yet taken."""
+
+    def __init__(self) -> None:
+        self._heard: SimpleQueue[list[Event] | None] = SimpleQueue()
+
+    def tell(self, news: list[Event] | None) -> None:
+        """None: something happened, look for yourself."""
+        self._heard.put(news)
+
+    def wait(self, timeout_s: float) -> list[Event] | None:
+        """All that came so far, waiting for the first; None when it is time to look.
+
+        Raises:
+            queue.Empty: nothing came.
+        """
+        news = self._heard.get(timeout=timeout_s)
+        while news is not None and not self._heard.empty():
+            more = self._heard.get()
+            news = None if more is None else news + more
+        return news
+
+
 class Bell:
-    """Wakes the listeners of a job when something is published about it."""
+    """Tells the followers of a job what is said about it."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self.redis = client
-        self._listeners: dict[str, set[threading.Event]] = defaultdict(set)
+        self.name = f"{PREFIX}bell:{uuid.uuid4().hex}"
+        self._lines: dict[str, set[Line]] = defaultdict(set)
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="bell", daemon=True).start()
 
     @contextmanager
-    def listen(self, job_id: str) -> Iterator[threading.Event]:
-        """An event that is set whenever job ``job_id`` has news."""
-        ring = threading.Event()
+    def listen(self, job_id: str) -> Iterator[Line]:
+        """A line on which job ``job_id``'s news come, from now on."""
+        line = Line()
         with self._lock:
-            self._listeners[job_id].add(ring)
+            self._lines[job_id].add(line)
         try:
-            yield ring
+            yield line
         finally:
             with self._lock:
-                self._listeners[job_id].discard(ring)
-                if not self._listeners[job_id]:
-                    del self._listeners[job_id]
+                self._lines[job_id].discard(line)
+                if not self._lines[job_id]:
+                    del self._lines[job_id]
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -52,22 +79,26 @@ class Bell:
 
     def _hear(self) -> None:
         with self.redis.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
-            subscription.subscribe(BELL)
-            self._ring_all()
+            subscription.subscribe(BELL, self.name)
+            self._tell_all()
             while True:
                 # The timeout lets the client send its health check on a quiet line.
                 message = subscription.get_message(timeout=5)
-                if message is not None:
-                    self._ring(message["data"].decode())
+                if message is None:
+                    continue
+                if message["channel"] == BELL.encode():
+                    self._tell(message["data"].decode(), None)
+                else:
+                    self._tell(*news_from(message["data"]))
 
-    def _ring(self, job_id: str) -> None:
+    def _tell(self, job_id: str, news: list[Event] | None) -> None:
         with self._lock:
-            for ring in self._listeners.get(job_id, ()):
-                ring.set()
+            for line in self._lines.get(job_id, ()):
+                line.tell(news)
 
-    def _ring_all(self) -> None:
+    def _tell_all(self) -> None:
         """After a reconnect: anything may have happened meanwhile."""
         with self._lock:
-            for rings in self._listeners.values():
-                for ring in rings:
-                    ring.set()
+            for lines in self._lines.values():
+                for line in lines:
+                    line.tell(None)

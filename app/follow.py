@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from queue import Empty
 
 import redis
 from kombu.exceptions import OperationalError
 
 from app.delivery import Delivery
 from app.jobs import Speech
-from tasks.events import Event
+from tasks.events import Event, position
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece, State
 
@@ -77,21 +78,30 @@ def follow(
     job: Job,
     pieces: list[Piece],
     after: int = -1,
+    *,
     with_audio: bool = True,
     start: int = 0,
+    once: bool = False,
 ) -> Iterator[Spoken | Gap | Quiet | Paused | Resumed | Ended]:
     """Chunks after index ``after``, in order, each once; then ``Ended``. Of the first of them only
     what is behind its first ``start`` samples. Where ``job.slices``, chunks come in parts.
 
     ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
-    show a sign of life. Redis being away for a while is waited out.
+    show a sign of life. Redis being away for a while is waited out. ``once``: nobody will follow
+    this job later, so its audio leaves Redis as soon as it is taken.
     """
-    items = _follow(speech, job, pieces, after, with_audio, start)
+    items = _follow(speech, job, pieces, after, with_audio, start, once)
     return Delivery(job, speech.meter, after).watch(items)
 
 
 def _follow(
-    speech: Speech, job: Job, pieces: list[Piece], after: int, with_audio: bool, start: int
+    speech: Speech,
+    job: Job,
+    pieces: list[Piece],
+    after: int,
+    with_audio: bool,
+    start: int,
+    once: bool,
 ) -> Generator[Spoken | Gap | Quiet | Paused | Resumed | Ended, None, None]:
     ready: dict[int, Event] = {}
     begun: set[int] = set()  # chunks of which slices are there
@@ -99,12 +109,19 @@ def _follow(
     next_index, cursor = after + 1, "0"
     is_paused = was_paused = False
     care = _Care(speech, job, pieces)
-    with speech.bell.listen(job.job_id) as ring:
+    heard: list[Event] = []
+    must_look = True
+    with speech.bell.listen(job.job_id) as line:
         while True:
-            ring.clear()
             news: list[Event] = []
+            is_looking = must_look
             try:
-                news = speech.store.events(job.job_id, cursor)
+                if must_look:
+                    news = speech.store.events(job.job_id, cursor)
+                    must_look = False
+                else:
+                    # It may have been seen by looking already.
+                    news = [event for event in heard if event.position > position(cursor)]
                 for event in news:
                     cursor = event.entry_id
                     if event.type in ("paused", "resumed"):
@@ -116,7 +133,8 @@ def _follow(
                     elif event.index >= next_index:
                         ready[event.index] = event
                 while next_index in ready:
-                    item = _item(speech, job, pieces, ready[next_index], with_audio, start)
+                    event = ready[next_index]
+                    item = _item(speech, job, pieces, event, with_audio, start, once)
                     if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
                         # Said, but lost before we had it: the same samples can be made again.
                         # The files worker does that for long jobs; what it has on disk and
@@ -134,7 +152,7 @@ def _follow(
                         text, n = pieces[next_index].text, len(pcm) // 2
                         yield Spoken(next_index, text, pcm, n, {}, start, is_last=False)
                         start += n
-                if not news and care.look_after(next_index):
+                if is_looking and not news and care.look_after(next_index):
                     # A Redis that lost everything numbers its entries anew.
                     cursor = "0"
                 care.renew(next_index)
@@ -153,38 +171,51 @@ def _follow(
             elif care.gave_up:
                 yield Ended(State.FAILED, care.gave_up)
                 return
-            elif not ring.wait(LOOK_S):
+            try:
+                heard = line.wait(LOOK_S) or []
+                must_look = must_look or not heard
+            except Empty:
+                must_look = True
                 yield Quiet()
 
 
 def _item(
-    speech: Speech, job: Job, pieces: list[Piece], event: Event, with_audio: bool, start: int
+    speech: Speech,
+    job: Job,
+    pieces: list[Piece],
+    event: Event,
+    with_audio: bool,
+    start: int,
+    once: bool,
 ) -> Spoken | Gap:
     piece = pieces[event.index]
     pause_samples = round(piece.pause_s * job.sample_rate)
     pcm = None
     if with_audio:
-        sound = chunk_audio(speech, job, event.index)
+        sound = chunk_audio(speech, job, event.index, once)
         if sound is None:
             return Gap(event.index)
-        pcm = (sound + bytes(2 * pause_samples))[2 * start :]
+        pcm = b"".join((sound, bytes(2 * pause_samples)))
+        if start:
+            pcm = pcm[2 * start :]
     n_samples = max(0, event.n_samples + pause_samples - start)
     return Spoken(event.index, piece.text, pcm, n_samples, event.facts or {}, start)
 
 
-def chunk_audio(speech: Speech, job: Job, index: int) -> bytes | None:
+def chunk_audio(speech: Speech, job: Job, index: int, once: bool = False) -> bytes | None:
     """Samples of one chunk without its pause, wherever they are kept now."""
-    pcm = speech.store.audio(job.job_id, index)
+    may_go = once and job.kind is not Kind.LONG
+    pcm = speech.store.audio(job.job_id, index, DELIVERED_ONCE_S if may_go else None)
     if pcm is not None or job.kind is not Kind.LONG:
         return pcm
     return speech.files.read_chunk(job.job_id, index)
 
 
-def let_go(speech: Speech, job: Job, indexes: Iterable[int], may_return: bool = False) -> None:
-    """Delivered audio is kept only where, and as long as, a client may come back for it."""
+def let_go(speech: Speech, job: Job, indexes: Iterable[int]) -> None:
+    """Delivered audio is kept only as long as a client may come back for it."""
     if job.kind is Kind.LONG:
         return
-    grace_s = speech.settings.delivered_ttl_s if may_return else DELIVERED_ONCE_S
+    grace_s = speech.settings.delivered_ttl_s
     try:
         speech.store.let_go(job.job_id, indexes, grace_s)
     except redis.RedisError as error:

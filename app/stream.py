@@ -5,7 +5,6 @@ samples of chunk k. All leave in order, so that one id is enough to resume anywh
 process.
 """
 
-import base64
 import json
 import logging
 import threading
@@ -19,6 +18,7 @@ import redis
 from flask import Response, current_app, request
 from flask_sock import Sock
 from kombu.exceptions import OperationalError
+from pybase64 import b64encode
 from simple_websocket import ConnectionClosed, Server
 
 from app.access import Visitor
@@ -54,7 +54,15 @@ def sse_response(
     the first chunk then, what is behind its first ``start`` samples.
     """
     job = replace(job, slices=slices)
-    items = follow(speech, job, pieces, max(after, -1), with_audio, start)
+    items = follow(
+        speech,
+        job,
+        pieces,
+        max(after, -1),
+        with_audio=with_audio,
+        start=start,
+        once=cancel_on_hangup,
+    )
     events = _events(speech, job, items, after < -1, with_audio, not cancel_on_hangup)
     if cancel_on_hangup:
         events = _cancelling(speech, job, events)
@@ -82,8 +90,8 @@ def _events(
             case Spoken():
                 samples += item.n_samples
                 yield _chunk_event(job, item)
-                if with_audio and item.is_last:
-                    let_go(speech, job, [item.index], may_return)
+                if with_audio and may_return and item.is_last:
+                    let_go(speech, job, [item.index])
                 beat_at, beat_s = time.monotonic(), HEARTBEAT_LATER_S
             case Gap():
                 detail = "The audio of this chunk is no longer kept."
@@ -138,7 +146,7 @@ def _chunk_event(job: Job, item: Spoken) -> bytes:
         return head
     # Base64 needs no escaping. Put in as bytes, 400 KB of it are not copied through the JSON
     # encoder, which took more of the web's time than everything else together.
-    sound = base64.b64encode(wav_bytes(item.pcm, job.sample_rate))
+    sound = b64encode(wav_bytes(item.pcm, job.sample_rate))
     return b"".join((head.removesuffix(b"}\n\n"), b', "audio_base64": "', sound, b'"}\n\n'))
 
 
@@ -291,7 +299,7 @@ class _Conversation:
             self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job))
         sent = 0
-        for item in follow(self.speech, job, pieces):
+        for item in follow(self.speech, job, pieces, once=True):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
                 self.speech.cancel(job)
@@ -301,8 +309,6 @@ class _Conversation:
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | _chunk_head(job, item), item.pcm)
                 sent += item.n_samples
-                if item.is_last:
-                    let_go(self.speech, job, [item.index])
             elif isinstance(item, Ended):
                 self._end(job, item, sent)
 

@@ -3,8 +3,8 @@
 Keys of job J: ``supertonic:job:J`` (hash, the record), ``supertonic:events:J`` (stream, what
 happened, in order) and ``supertonic:audio:J:k`` (16-bit samples of chunk k). Every change that
 readers must see whole is one Lua script, so a chunk that is computed twice is published once and
-a job ends exactly once. Each change rings the bell: a pub/sub message that carries the job's id
-and nothing else, so a lost one costs a second, never a sample.
+a job ends exactly once. Each change rings the bells of the processes that follow the job: a pub/sub
+message that repeats what the stream says, so a lost one costs a second, never a sample.
 """
 
 import json
@@ -29,67 +29,109 @@ from tasks.messages import (
 )
 
 PREFIX = "supertonic:"
+# Heard by all web processes: look at the job of this id.
 BELL = PREFIX + "bell"
+# Heard by all workers: the job of this id is over.
+OVER = PREFIX + "over"
 JOBS = PREFIX + "jobs"
 OPEN = PREFIX + "open"
 TOTALS = PREFIX + "totals"
 
+# What the scripts below begin with. `say` appends to the job's events, `ring` tells the processes
+# in which somebody follows the job what was said, so that they need not ask. Whoever says something
+# rings too, or followers would take the next thing they hear for the next that was said.
+_SAYING = """
+local news = {}
+local function say(...)
+  news[#news + 1] = {redis.call('XADD', KEYS[2], '*', ...), ...}
+end
+local function ring(bells, job)
+  for bell in string.gmatch(bells or '', '%S+') do
+    redis.call('PUBLISH', bell, cjson.encode({job, news}))
+  end
+end
+"""
+
 # Publish one chunk's audio, once. Returns 1, or 0 when the job has ended or the chunk is there.
 # A paused job takes what was being spoken when it was paused.
-_PUBLISH = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' and state ~= 'paused' then return 0 end
-local index, ttl, now = ARGV[1], tonumber(ARGV[5]), ARGV[6]
-if redis.call('HSETNX', KEYS[1], 'chunk:' .. index, ARGV[2]) == 0 then return 0 end
+_PUBLISH = (
+    _SAYING
+    + """
+local index, n_samples, ttl, now = ARGV[1], ARGV[2], ARGV[5], ARGV[6]
+local job = redis.call('HMGET', KEYS[1], 'state', 'chunk:' .. index, 'done', 'samples', 'count',
+                       'kind', 'started_at', 'bells')
+local state = job[1]
+if state ~= 'queued' and state ~= 'running' and state ~= 'paused' or job[2] then return 0 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ttl)
-redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
-local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
-redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', index, 'n_samples', ARGV[2],
-           'facts', ARGV[3], 'done', done)
-redis.call('HSETNX', KEYS[1], 'started_at', now)
-if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running') end
-if done == tonumber(redis.call('HGET', KEYS[1], 'count'))
-   and redis.call('HGET', KEYS[1], 'kind') ~= 'long' then
-  redis.call('HSET', KEYS[1], 'state', 'done', 'finished_at', now)
-  redis.call('XADD', KEYS[2], '*', 'type', 'done')
+local done = job[3] + 1
+say('type', 'audio', 'index', index, 'n_samples', n_samples, 'facts', ARGV[3], 'done', done)
+local is_last = done == tonumber(job[5]) and job[6] ~= 'long'
+if is_last then
+  say('type', 'done')
   redis.call('HINCRBY', KEYS[4], 'jobs_done', 1)
 end
+redis.call('HSET', KEYS[1], 'chunk:' .. index, n_samples, 'done', done,
+           'samples', job[4] + n_samples, 'started_at', job[7] or now,
+           'state', is_last and 'done' or state == 'queued' and 'running' or state)
+if is_last then redis.call('HSET', KEYS[1], 'finished_at', now) end
 redis.call('HINCRBY', KEYS[4], 'chunks', 1)
-redis.call('HINCRBY', KEYS[4], 'samples', ARGV[2])
+redis.call('HINCRBY', KEYS[4], 'samples', n_samples)
 redis.call('EXPIRE', KEYS[1], ttl)
 redis.call('EXPIRE', KEYS[2], ttl)
-redis.call('PUBLISH', ARGV[7], ARGV[8])
+ring(job[8], ARGV[7])
 return 1
 """
+)
 
 # Add a slice to a chunk that is still being made: its samples from ARGV[2] on. Made a second time,
 # after a worker's death, they are the same samples, and what is there already is no news. Returns
 # whether it was.
-_SLICE = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' then return 0 end
-if redis.call('HEXISTS', KEYS[1], 'chunk:' .. ARGV[1]) == 1 then return 0 end
+_SLICE = (
+    _SAYING
+    + """
+local job = redis.call('HMGET', KEYS[1], 'state', 'chunk:' .. ARGV[1], 'bells')
+local state = job[1]
+if state ~= 'queued' and state ~= 'running' or job[2] then return 0 end
 local before, start, ttl = redis.call('STRLEN', KEYS[3]), 2 * ARGV[2], tonumber(ARGV[4])
 if before < start or before >= start + #ARGV[3] then return 0 end
 local now_there = redis.call('SETRANGE', KEYS[3], start, ARGV[3])
-redis.call('XADD', KEYS[2], '*', 'type', 'slice', 'index', ARGV[1], 'n_samples', now_there / 2)
+say('type', 'slice', 'index', ARGV[1], 'n_samples', now_there / 2)
 if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[5]) end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ttl) end
-redis.call('PUBLISH', ARGV[6], ARGV[7])
+ring(job[3], ARGV[6])
 return 1
 """
+)
 
 # End a job, once. Returns 1, or 0 when it has ended before or is unknown.
-_END = """
+_END = (
+    _SAYING
+    + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' and state ~= 'paused' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished_at', ARGV[3])
-redis.call('XADD', KEYS[2], '*', 'type', ARGV[1], 'error', ARGV[2])
+say('type', ARGV[1], 'error', ARGV[2])
 local ttl = redis.call('TTL', KEYS[1])
 if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
 redis.call('HINCRBY', KEYS[3], 'jobs_' .. ARGV[1], 1)
-redis.call('PUBLISH', ARGV[4], ARGV[5])
+ring(redis.call('HGET', KEYS[1], 'bells'), ARGV[4])
+-- Chunks still waiting in workers are dropped there (tasks/consumer.py).
+redis.call('PUBLISH', ARGV[5], ARGV[4])
 return 1
+"""
+)
+
+# The events from ARGV[1] on; from now on the bell ARGV[2], if any, rings for this job too. A full
+# Redis refuses a script that begins by adding something, so it begins by removing nothing.
+_LOOK = """
+if ARGV[2] ~= '' then
+  local job = redis.call('HMGET', KEYS[1], 'state', 'bells')
+  if job[1] and not string.find(job[2] or '', ARGV[2], 1, true) then
+    redis.call('HDEL', KEYS[1], '')
+    redis.call('HSET', KEYS[1], 'bells', (job[2] or '') .. ' ' .. ARGV[2])
+  end
+end
+return redis.call('XRANGE', KEYS[2], ARGV[1], '+')
 """
 
 # Store a new job, if there is none with this id, and queue its chunks. ARGV from 5 on: first as
@@ -110,34 +152,46 @@ for i = last + 1, #ARGV, 2 do redis.call('LPUSH', ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
-# Count an attempt at a chunk, once per token, so that repeating the call counts nothing; and
-# without bringing a forgotten job back as a fragment. Returns which attempt it is. In company only
-# a first attempt is counted: a later one is made alone, and counted then. What is not going to be
-# spoken, because its job is paused or over, is no attempt.
-_ATTEMPT = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' then return 0 end
-local count, by = 'attempt:' .. ARGV[1], 'attempt_by:' .. ARGV[1]
-local before = tonumber(redis.call('HGET', KEYS[1], count) or 0)
-if redis.call('HGET', KEYS[1], by) == ARGV[2] then return before end
-if before == 0 or ARGV[3] == 'alone' then
-  redis.call('HSET', KEYS[1], by, ARGV[2], count, before + 1)
+# Ask for chunks just before they are spoken: KEYS are their jobs, ARGV from 3 on their indexes.
+# Returns for each the job's state, whether it is published, and which attempt this is. Counts the
+# attempt, once per token ARGV[1], so that repeating the call counts nothing; and without bringing a
+# forgotten job back as a fragment. In company (ARGV[2]) only a first attempt is counted: a later
+# one is made alone, and counted then. What is not going to be spoken, because its job is paused or
+# over, is no attempt.
+_BEGIN = """
+local found = {}
+for i, job in ipairs(KEYS) do
+  local index = ARGV[i + 2]
+  local count, by = 'attempt:' .. index, 'attempt_by:' .. index
+  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index, count, by)
+  local state, attempt = known[1], 0
+  if state == 'queued' or state == 'running' then
+    local before = tonumber(known[3] or 0)
+    attempt = known[4] == ARGV[1] and before or before + 1
+    if attempt > before and (before == 0 or ARGV[2] == 'alone') then
+      redis.call('HSET', job, by, ARGV[1], count, attempt)
+    end
+  end
+  found[i] = {state, known[2] and 1 or 0, attempt}
 end
-return before + 1
+return found
 """
 
 # Count a chunk whose audio is known from elsewhere. Not for a forgotten job: see above.
-_MARK = """
+_MARK = (
+    _SAYING
+    + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if redis.call('HSETNX', KEYS[1], 'chunk:' .. ARGV[1], ARGV[2]) == 0 then return 0 end
 local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
 redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'type', 'audio', 'index', ARGV[1], 'n_samples', ARGV[2],
-           'facts', '{}', 'done', done)
+say('type', 'audio', 'index', ARGV[1], 'n_samples', ARGV[2], 'facts', '{}', 'done', done)
 local ttl = redis.call('TTL', KEYS[1])
 if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
+ring(redis.call('HGET', KEYS[1], 'bells'), ARGV[3])
 return 1
 """
+)
 
 # Take a chunk back, once, however many notice at the same time that its audio is gone.
 _FORGET = """
@@ -191,6 +245,16 @@ class Event:
     facts: dict[str, float | int] | None = None
     error: str = ""
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Its place in the stream, to compare."""
+        return position(self.entry_id)
+
+
+def position(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
 
 def connect(url: str) -> "redis.Redis":
     """A Redis client that fails fast: a caller with a listener cannot wait out ten retries."""
@@ -212,13 +276,16 @@ class EventStore:
     Every method raises ``redis.RedisError`` when Redis cannot be reached.
     """
 
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", bell: str = "") -> None:
+        """``bell`` is the channel on which this process hears about jobs that it follows."""
         self.redis = client
+        self.bell = bell
         self._create = client.register_script(_CREATE)
         self._publish = client.register_script(_PUBLISH)
         self._slice = client.register_script(_SLICE)
         self._end = client.register_script(_END)
-        self._attempt = client.register_script(_ATTEMPT)
+        self._look = client.register_script(_LOOK)
+        self._begin = client.register_script(_BEGIN)
         self._mark = client.register_script(_MARK)
         self._forget = client.register_script(_FORGET)
 
@@ -244,6 +311,7 @@ class EventStore:
             "created_at": repr(job.created_at),
             "warnings": json.dumps(job.warnings, ensure_ascii=False),
             "owner": job.owner,
+            "bells": self.bell,
             "pieces": pieces_to_json(list(pieces)),
         }
         listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
@@ -279,7 +347,6 @@ class EventStore:
                         result.pcm,
                         result.ttl_s,
                         now,
-                        BELL,
                         result.job_id,
                     ],
                     client=pipe,
@@ -292,13 +359,13 @@ class EventStore:
         False for what was there already, or whose job has ended or chunk is published.
         """
         keys = [job_key(job_id), events_key(job_id), _audio_key(job_id, index)]
-        args: list[Any] = [index, start, pcm, ttl_s, repr(time.time()), BELL, job_id]
+        args: list[Any] = [index, start, pcm, ttl_s, repr(time.time()), job_id]
         return bool(self._slice(keys=keys, args=args))
 
     def end(self, job_id: str, state: State, error: str = "") -> bool:
         """Bring a job to a final state. False when it has ended before, or is unknown."""
         keys = [job_key(job_id), events_key(job_id), TOTALS]
-        args = [state.value, error, repr(time.time()), BELL, job_id]
+        args = [state.value, error, repr(time.time()), job_id, OVER]
         return bool(self._end(keys=keys, args=args))
 
     def let_go(self, job_id: str, indexes: Iterable[int], grace_s: int) -> None:
@@ -323,7 +390,7 @@ class EventStore:
 
     def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
         """Count a chunk that is known from elsewhere (a long job's file) as published."""
-        self._mark(keys=[job_key(job_id), events_key(job_id)], args=[index, n_samples])
+        self._mark(keys=[job_key(job_id), events_key(job_id)], args=[index, n_samples, job_id])
 
     def mark_sent(self, job_id: str, indexes: Iterable[int]) -> None:
         """Remember when chunks of a long job were put into the queue."""
@@ -377,14 +444,11 @@ class EventStore:
         to be asked for by itself, because it is to be spoken by itself.
         """
         company = "alone" if len(chunks) == 1 else "together"
-        with self.redis.pipeline(transaction=False) as pipe:
-            for job_id, index in chunks:
-                pipe.hmget(job_key(job_id), "state", f"chunk:{index}")
-                self._attempt(keys=[job_key(job_id)], args=[index, token, company], client=pipe)
-            replies = pipe.execute()
+        keys = [job_key(job_id) for job_id, _ in chunks]
+        answers = self._begin(keys=keys, args=[token, company, *(index for _, index in chunks)])
         return [
-            (State(_text(state)) if state else None, published is not None, int(attempts))
-            for (state, published), attempts in zip(replies[::2], replies[1::2], strict=True)
+            (State(_text(state)) if state else None, bool(is_published), attempt)
+            for state, is_published, attempt in answers
         ]
 
     def published(self, job_id: str, indexes: Sequence[int]) -> list[int | None]:
@@ -395,9 +459,13 @@ class EventStore:
         return [None if n_samples is None else int(n_samples) for n_samples in row]
 
     def events(self, job_id: str, after: str = "0") -> list[Event]:
-        """Entries after an entry id, oldest first; does not wait."""
-        reply: Any = self.redis.xrange(events_key(job_id), min=f"({after}" if after != "0" else "-")
-        return [_event(_text(entry_id), entry) for entry_id, entry in reply]
+        """Entries after an entry id, oldest first; does not wait. What is said later comes by the
+        bell as well.
+        """
+        start = f"({after}" if after != "0" else "-"
+        keys = [job_key(job_id), events_key(job_id)]
+        reply: Any = self._look(keys=keys, args=[start, self.bell])
+        return [_event(_text(entry_id), fields) for entry_id, fields in reply]
 
     def queues_are_empty(self) -> bool:
         """Whether no chunk waits in a queue or in a worker."""
@@ -413,9 +481,13 @@ class EventStore:
             *lengths, held = pipe.execute()
         return dict(zip(names, lengths, strict=True)) | {"held": held}
 
-    def audio(self, job_id: str, index: int) -> bytes | None:
-        """Samples of one chunk, None once they have left Redis."""
-        return self.redis.get(_audio_key(job_id, index))  # type: ignore[return-value]
+    def audio(self, job_id: str, index: int, last_s: int | None = None) -> bytes | None:
+        """Samples of one chunk, None once they have left Redis. With ``last_s`` nobody else will
+        want them, and they are kept only so much longer.
+        """
+        key = _audio_key(job_id, index)
+        reply: Any = self.redis.get(key) if last_s is None else self.redis.getex(key, ex=last_s)
+        return reply  # type: ignore[no-any-return]
 
     def memory(self) -> tuple[int, int]:
         """Bytes that Redis uses, and that it may use; 0 where it has no limit."""
@@ -479,8 +551,16 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
     )
 
 
-def _event(entry_id: str, entry: dict[bytes, bytes]) -> Event:
-    values = {_text(name): _text(value) for name, value in entry.items()}
+def news_from(message: bytes) -> tuple[str, list[Event]]:
+    """What a bell carries: a job's id and what was said about it."""
+    job_id, news = json.loads(message)
+    return job_id, [_event(entry_id, fields) for entry_id, *fields in news]
+
+
+def _event(entry_id: str, fields: Sequence[Any]) -> Event:
+    """From the fields and values of an entry, in a row as Redis gives them."""
+    names = iter(fields)
+    values = {_text(name): _text(value) for name, value in zip(names, names, strict=True)}
     return Event(
         entry_id=entry_id,
         type=values["type"],

@@ -21,6 +21,7 @@ from tasks.celery import SYNTHESIZE, app, send_advance
 from tasks.consumer import BatchingConsumer
 from tasks.events import EventStore, connect
 from tasks.logs import facts, set_up
+from tasks.memory import reuse_large_buffers
 from tasks.settings import Settings
 from tasks.speaker import Speaker
 from tasks.workers import WorkerRecord, WorkerRecords
@@ -81,6 +82,7 @@ class LoadEngine(bootsteps.Step):
             seconds=time.perf_counter() - started, model=engine.name, device=engine.device
         )
         logger.info("engine ready", extra=about)
+        reuse_large_buffers()
         client = connect(settings.redis_url)
         BatchingConsumer.speaker = Speaker(engine, EventStore(client), settings)
         BatchingConsumer.limits = _limits(engine, None, None)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tasks.events import ChunkResult, EventStore, connect
+from tasks.events import ChunkResult, EventStore, connect, news_from
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
 from tests.examples import a_job, some_pieces
@@ -275,17 +275,51 @@ def test_events_can_be_read_on_from_any_of_them(store: EventStore) -> None:
         assert store.events("job", event.entry_id) == events[number + 1 :]
 
 
-def test_news_ring_the_bell_with_the_jobs_id(store: EventStore, client: "redis.Redis") -> None:
-    create(store, count=2)
-    with client.pubsub(ignore_subscribe_messages=True) as bell:
-        bell.subscribe("supertonic:bell")
-        assert bell.get_message(timeout=5) is None, "the confirmation, not shown"
-        store.publish([result(index=0)])
-        store.publish([result(index=0)])
-        store.end("job", State.CANCELLED)
-        rings = [bell.get_message(timeout=5) for _ in range(2)]
-        assert [ring and ring["data"] for ring in rings] == [b"job", b"job"]
-        assert bell.get_message(timeout=0.1) is None, "what changed nothing does not ring"
+def test_news_come_by_the_bells_of_those_who_follow_and_no_others(client: "redis.Redis") -> None:
+    client.flushall()
+    maker, other, stranger = (EventStore(client, f"bell:{name}") for name in ("a", "b", "c"))
+    create(maker, count=3)
+    with client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe("bell:a", "bell:b", "bell:c")
+        assert [heard.get_message(timeout=5) for _ in range(3)] == [None] * 3, "confirmations"
+        worker = EventStore(client)
+        worker.publish([result(index=0)])
+        other.events("job"), other.events("job")
+        worker.publish([result(index=1), result(index=1)])
+        worker.end("job", State.CANCELLED)
+        rings = [heard.get_message(timeout=5) for _ in range(5)]
+        assert heard.get_message(timeout=0.1) is None
+    assert [ring and ring["channel"] for ring in rings] == [
+        *(b"bell:a", b"bell:a", b"bell:b", b"bell:a", b"bell:b")
+    ]
+    told = [news_from(ring["data"]) for ring in rings if ring]
+    assert {job_id for job_id, _ in told} == {"job"}
+    by_bell = [event for _, news in (told[0], told[2], told[4]) for event in news]
+    assert by_bell == stranger.events("job"), "the bell says what the stream says"
+    assert [event.type for event in by_bell] == ["audio", "audio", "cancelled"]
+
+
+def test_the_bell_tells_of_the_last_chunk_and_the_end_together(client: "redis.Redis") -> None:
+    client.flushall()
+    store = EventStore(client, "bell:a")
+    create(store)
+    with client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe("bell:a")
+        assert heard.get_message(timeout=5) is None, "the confirmation"
+        store.publish([result()])
+        ring = heard.get_message(timeout=5)
+    assert ring and [event.type for event in news_from(ring["data"])[1]] == ["audio", "done"]
+
+
+def test_who_takes_audio_as_the_last_one_lets_it_go(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    create(store)
+    store.publish([result()])
+    assert store.audio("job", 0) == b"\1\0" * 10
+    assert client.ttl("supertonic:audio:job:0") > 500
+    assert store.audio("job", 0, 2) == b"\1\0" * 10
+    assert 0 < client.ttl("supertonic:audio:job:0") <= 2
 
 
 def test_chunks_in_the_queue_count_as_lost_after_a_silence(
