@@ -11,6 +11,7 @@ from app.limits import SpeechLimit, Standing
 
 # Open to everybody even where API keys are set: nothing here costs speech or shows a job.
 PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics"}
+ADMIN_PATHS = {"/config/batch", "/dead-letters"}
 # Each of these makes speech, so each counts against a rate limit, well-formed or not.
 SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long"}
 # What proxies add; behind one, everybody seems to be this machine.
@@ -51,8 +52,8 @@ def _no_key() -> Problem:
 def check_access() -> None:
     """Before every request: API keys where they are set, then the rate limit."""
     is_public = request.path in PUBLIC or request.path.startswith("/static/")
-    # /config/batch asks for the admin key instead, where there is one.
-    is_admin = request.path == "/config/batch" and keyring().has_admin
+    # These ask for the admin key instead, where there is one.
+    is_admin = request.path in ADMIN_PATHS and keyring().has_admin
     if is_public or is_admin or request.method == "OPTIONS":
         return
     owner = owner_of(request)

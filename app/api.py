@@ -9,7 +9,7 @@ from pybase64 import b64encode
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
-from app.errors import Problem, no_worker
+from app.errors import Problem, field_problem, no_worker
 from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.metrics import json_metrics, prometheus_metrics
@@ -28,6 +28,7 @@ from app.stream import failure, sse_response
 from supertonic.audio import WAV_HEADER_BYTES, wav_bytes
 from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
+from tasks.dead_letters import MAX_LETTERS, letters
 from tasks.messages import Job, Kind, Piece, State
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord
@@ -204,6 +205,16 @@ def metrics() -> Response:
     if is_scraper or request.args.get("format") == "prometheus":
         return prometheus_metrics(speech())
     return jsonify(json_metrics(speech()))
+
+
+@api.get("/dead-letters")
+def dead_letters() -> Response:
+    """Queue messages that could not be used, the latest first."""
+    check_admin()
+    limit = request.args.get("limit", "100")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= MAX_LETTERS):
+        raise field_problem("limit", limit, f"must be a whole number from 1 to {MAX_LETTERS}")
+    return jsonify(dead_letters=letters(speech().store.redis, int(limit)))
 
 
 @api.post("/config/batch")

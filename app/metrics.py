@@ -46,6 +46,7 @@ def json_metrics(speech: Speech) -> dict[str, Any]:
             sum(worker.audio_s for worker in workers) / busy_s if busy_s else 0.0, 2
         ),
         "queue_sizes": queues,
+        "dead_letters": dead_letters.count(speech.store.redis),
         "workers": len(workers),
         "device_memory_bytes": sum(worker.device_memory_bytes for worker in workers),
     }
@@ -104,6 +105,11 @@ class _Collector:
         for name, length in self.speech.store.queue_lengths().items():
             queues.add_metric([name], length)
         yield queues
+        yield GaugeMetricFamily(
+            f"{NAME}dead_letters",
+            "Messages kept because nobody could use them.",
+            value=dead_letters.count(self.speech.store.redis),
+        )
         used, limit = self.speech.store.memory()
         buried = dead_letters.count(self.speech.store.redis)
         for name, text, value in (

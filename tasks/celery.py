@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", category=SecurityWarning)
 
 _settings = Settings.from_env()
 
-app = Celery("tasks", include=["tasks.worker"])
+app = Celery("tasks", include=["tasks.worker"], amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
 
 

@@ -8,6 +8,7 @@ Two threads meet here. The hub thread (Celery's event loop) owns every Celery an
 the pool thread owns the device. They exchange work through ``_lock`` and ``hub.call_soon``.
 """
 
+import json
 import logging
 import os
 import signal
@@ -25,9 +26,12 @@ from celery.worker.state import task_ready, task_reserved
 from kombu import Consumer
 
 from tasks.batching import Limits, Waiting, take, wait_until
+from tasks.dead_letters import bury
 from tasks.messages import Chunk, Kind, MalformedMessage
+from tasks.over import JobsOver
 from tasks.speaker import EngineBroken, Outcome, Speaker
 from tasks.transport import QoS
+from tasks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
     # Set by tasks.worker before the worker's blueprint is built.
     speaker: Speaker
     limits: Limits
+    batch_limit_s: float
     on_tick: Callable[["BatchingConsumer", str], None]
     on_long_jobs: Callable[[Sequence[str]], None]
 
@@ -85,6 +90,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.is_stopping = False
         self._lock = threading.Condition()
         self._lanes: list[Consumer] = []
+        self._over = JobsOver(self.speaker.store.redis, self._drop)
+        self._watchdog = Watchdog(self.batch_limit_s, self._hand_back)
+        guard(consumer, self._refuse)
         # The normal consumer leaves these to their own lanes and FILES to the files worker.
         consumer.app.amqp.queues.deselect([*LANES, "files"])
 
@@ -134,7 +142,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 task_ready(held.request)
             self.waiting.clear()
 
-    def _finish(self) -> None:
+    def _hand_back(self) -> None:
+        """What has not begun goes to others, and no batch begins here any more."""
         with self._lock:
             self.is_stopping = True
             unstarted, self.waiting = self.waiting, []
@@ -144,6 +153,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
             held.request.reject(requeue=True)
             task_ready(held.request)
         self._flush_channels()
+
+    def _finish(self) -> None:
+        self._hand_back()
         give_up_at = time.monotonic() + STOP_PATIENCE_S
         with self._lock:
             while self.is_pulling and time.monotonic() < give_up_at:
@@ -176,8 +188,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
             (data,) = request.args
             chunk = Chunk.from_json(data)
         except (MalformedMessage, TypeError, ValueError) as error:
-            logger.error("refused a malformed chunk message: %s", error)
-            request.reject(requeue=False)
+            self._refuse(str(error), message)
             return
         task_reserved(request)
         request.send_event(
@@ -191,13 +202,36 @@ class BatchingConsumer(bootsteps.StartStopStep):
             eta=None,
             expires=request.expires and request.expires.isoformat(),
         )
+        held = Held(Waiting(chunk, time.time()), request)
+        if chunk.job_id in self._over:
+            self._settle(Report([held], [Outcome.CANCELLED], time.monotonic()))
+            return
         with self._lock:
-            self.waiting.append(Held(Waiting(chunk, time.time()), request))
+            self.waiting.append(held)
             if self.is_pulling:
                 self._lock.notify_all()
                 return
             self.is_pulling = True
         consumer.pool.apply_async(self._pull, callback=_nothing)
+
+    def _refuse(self, reason: str, message: Any) -> None:
+        """A message that cannot be used is kept as a dead letter and done with."""
+        queue = (message.delivery_info or {}).get("routing_key", "")
+        logger.error("a message in %s cannot be used (%s), buried", queue, reason)
+        content = json.dumps({"headers": message.headers, "body": message.body}, default=str)
+        bury(self.speaker.store.redis, str(queue), reason, content)
+        message.ack_log_error(logger, self.consumer.connection_errors)
+
+    # -- dropping, in the thread that hears which jobs are over ------------------------------
+
+    def _drop(self, job_id: str) -> None:
+        """Nobody waits for this job's chunks any more."""
+        with self._lock:
+            dropped = [held for held in self.waiting if held.item.chunk.job_id == job_id]
+            if not dropped:
+                return
+            self.waiting = [held for held in self.waiting if held.item.chunk.job_id != job_id]
+        self._report(Report(dropped, [Outcome.CANCELLED] * len(dropped), time.monotonic()))
 
     # -- pulling, in the pool thread ---------------------------------------------------------
 
@@ -206,6 +240,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
         while batch := self._next_batch():
             started = time.monotonic()
             self._report(Report(batch, None, started))
+            audio_s = sum(held.item.chunk.seconds for held in batch)
+            self._watchdog.begin(len(batch), audio_s, self.speaker.tally.rate)
             try:
                 outcomes = self.speaker.speak([held.item for held in batch])
             except EngineBroken:
@@ -222,6 +258,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 time.sleep(RETRY_S)
             else:
                 self._report(Report(batch, outcomes, started, time.monotonic() - started))
+            finally:
+                self._watchdog.end()
         if not self.is_stopping:
             self.speaker.idle()
 
@@ -316,7 +354,41 @@ class BatchingConsumer(bootsteps.StartStopStep):
         return [consumer.channel for consumer in consumers if consumer and consumer.channel]
 
     def _tick(self) -> None:
+        self._watchdog.look()
         type(self).on_tick(self, self.consumer.hostname)
+
+
+def guard(consumer: Any, refuse: Callable[[str, Any], None]) -> None:
+    """Have ``refuse`` called with every message that breaks something on its way to a strategy.
+
+    Celery logs and forgets some of them, and others end the worker.
+    """
+    make_handler = consumer.create_task_handler
+    # Not all of Celery's: on Redis every KeyError counts as a connection error.
+    lost = tuple(
+        error
+        for error in consumer.connection_errors + consumer.channel_errors
+        if not issubclass(KeyError, error)
+    )
+
+    def create_task_handler() -> Callable[[Any], None]:
+        handle = make_handler()
+
+        def on_message(message: Any) -> None:
+            try:
+                handle(message)
+            except lost:
+                raise
+            except Exception as error:
+                refuse(f"{type(error).__name__}: {error}", message)
+
+        return on_message
+
+    consumer.create_task_handler = create_task_handler
+    consumer.on_unknown_message = lambda body, message: refuse("not a task", message)
+    consumer.on_unknown_task = lambda body, message, error: refuse(f"no task {error}", message)
+    consumer.on_invalid_task = lambda body, message, error: refuse(str(error), message)
+    consumer.on_decode_error = lambda message, error: refuse(str(error), message)
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., None]:
@@ -329,7 +401,9 @@ def _close(request: Request, outcome: Outcome, runtime: float) -> None:
     """Acknowledge, then tell Flower how it went."""
     request.acknowledge()
     task_ready(request, successful=outcome is Outcome.SPOKEN)
-    if outcome is Outcome.FAILED:
+    if outcome is Outcome.CANCELLED:
+        request.send_event("task-revoked", terminated=False, signum=None, expired=False)
+    elif outcome is Outcome.FAILED:
         request.send_event("task-failed", exception="the engine could not speak it", traceback="")
     else:
         request.send_event("task-succeeded", result=outcome.name.lower(), runtime=runtime)

@@ -4,10 +4,13 @@ They are a list in Redis, the latest first, bounded in number, size and time.
 """
 
 import json
+import logging
 import time
 from typing import Any
 
 import redis
+
+logger = logging.getLogger(__name__)
 
 DEAD_LETTERS = "supertonic:dead_letters"
 MAX_LETTERS = 1000
@@ -25,11 +28,14 @@ def bury(client: "redis.Redis", queue: str, reason: str, message: object) -> Non
         "reason": reason[:MAX_CHARS],
         "message": str(message)[:MAX_CHARS],
     }
-    with client.pipeline(transaction=False) as pipe:
-        pipe.lpush(DEAD_LETTERS, json.dumps(letter))
-        pipe.ltrim(DEAD_LETTERS, 0, MAX_LETTERS - 1)
-        pipe.expire(DEAD_LETTERS, KEPT_S)
-        pipe.execute()
+    try:
+        with client.pipeline(transaction=False) as pipe:
+            pipe.lpush(DEAD_LETTERS, json.dumps(letter))
+            pipe.ltrim(DEAD_LETTERS, 0, MAX_LETTERS - 1)
+            pipe.expire(DEAD_LETTERS, KEPT_S)
+            pipe.execute()
+    except redis.OutOfMemoryError:
+        logger.warning("no room in Redis for a dead letter")
 
 
 def count(client: "redis.Redis") -> int:

@@ -159,7 +159,8 @@ return 1
 # one is made alone, and counted then. What is not going to be spoken, because its job is paused or
 # over, is no attempt.
 _BEGIN = """
-local found = {}
+local found, time = {}, redis.call('TIME')
+local now = string.format('%d.%06d', time[1], time[2])
 for i, job in ipairs(KEYS) do
   local index = ARGV[i + 2]
   local count, by = 'attempt:' .. index, 'attempt_by:' .. index
@@ -169,7 +170,7 @@ for i, job in ipairs(KEYS) do
     local before = tonumber(known[3] or 0)
     attempt = known[4] == ARGV[1] and before or before + 1
     if attempt > before and (before == 0 or ARGV[2] == 'alone') then
-      redis.call('HSET', job, by, ARGV[1], count, attempt)
+      redis.call('HSET', job, by, ARGV[1], count, attempt, 'begun:' .. index, now)
     end
   end
   found[i] = {state, known[2] and 1 or 0, attempt}

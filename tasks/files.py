@@ -45,7 +45,7 @@ CHUNK_EXPIRES_S = 3600.0
 # Of the four threads below; the others move jobs forward.
 WEBHOOKS_AT_ONCE = 2
 
-app = Celery("files")
+app = Celery("files", amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
 app.conf.task_queues = [Queue("files")]
 app.conf.task_default_queue = "files"

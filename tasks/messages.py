@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+# No field of ours comes near: a chunk has at most 900 characters, times are seconds since 1970.
+MAX_CHARS = 10_000
+MAX_NUMBER = 1e12
+
 
 class MalformedMessage(ValueError):
     """A queue message or stored record does not have the shape this version writes."""
@@ -125,10 +129,28 @@ def _checked(cls: type, data: object) -> dict[str, Any]:
         raise MalformedMessage(f"{cls.__name__}: {unknown[0]!r} is not a field")
     for name, kind in names.items():
         allowed = _JSON_TYPES.get(kind, (str,))
-        is_bool = isinstance(data[name], bool)
-        if not isinstance(data[name], allowed) or is_bool != (kind is bool):
-            raise MalformedMessage(f"{cls.__name__}: {name}={data[name]!r} is not {kind}")
+        value: Any = data[name]
+        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+            raise MalformedMessage(f"{cls.__name__}: {name}={_short(value)} is not {kind}")
+        if not _is_bounded(value):
+            raise MalformedMessage(f"{cls.__name__}: {name}={_short(value)} is too large")
     return dict(data)
+
+
+def _is_bounded(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_CHARS
+    # NaN compares false with everything, so it is refused too.
+    return bool(abs(value) <= MAX_NUMBER)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A number of more digits than Python likes to write, or a list of lists of lists.
+        return "something endless"
+    return text if len(text) <= 100 else text[:100] + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,9 @@ class Settings:
     max_batch_seconds: float = _setting(
         160.0, "most estimated audio seconds in one batch; a first chunk waits for no more", 1
     )
+    batch_limit_s: float = _setting(
+        60.0, "a batch that takes this much longer than it should ends its worker; 0: never", 0
+    )
     first_chunk_chars: int = _setting(
         60, "most characters of the first chunk; Korean: 0.4 of it", 20
     )

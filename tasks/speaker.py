@@ -4,6 +4,7 @@ Nothing here knows Celery. The engine is passed in, so the same code runs with t
 the benchmark's null engine, and with a test's engine that breaks on purpose.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -16,6 +17,7 @@ import redis
 from supertonic.audio import to_pcm16
 from tasks import slicing
 from tasks.batching import Waiting
+from tasks.dead_letters import bury
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
 from tasks.messages import Chunk, Kind, State
@@ -61,9 +63,8 @@ class EngineBroken(Exception):
 
 class Outcome(Enum):
     SPOKEN = auto()
-    SKIPPED = (
-        auto()
-    )  # the job was cancelled or paused or has ended, or the chunk is published already
+    SKIPPED = auto()  # the job is paused or unknown, or the chunk is published already
+    CANCELLED = auto()  # the job is over, and nobody waits for the chunk
     FAILED = auto()  # the engine cannot speak it; its job has been told
 
 
@@ -110,10 +111,14 @@ class Speaker:
         together, suspects = [], []
         for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
             if state is None or not state.is_spoken or is_published:
+                if state in (State.CANCELLED, State.FAILED):
+                    outcomes[row] = Outcome.CANCELLED
                 continue
             if attempt > MAX_ATTEMPTS:
                 chunk = batch[row].chunk
-                self._fail(chunk, f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down")
+                reason = f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down"
+                bury(self.store.redis, chunk.urgency.value, reason, json.dumps(chunk.to_json()))
+                self._fail(chunk, reason)
                 outcomes[row] = Outcome.FAILED
             elif attempt > 1:
                 suspects.append(row)

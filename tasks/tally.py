@@ -48,6 +48,11 @@ class Tally:
         self._sliced.add(chunk.job_id)
         self.meter.observe(FIRST_PUBLISHED, max(0.0, time.time() - chunk.sent_at))
 
+    @property
+    def rate(self) -> float:
+        """Audio seconds made per busy second, 0 while nothing was measured."""
+        return self.audio_s / self.busy_s if self.busy_s else 0.0
+
     def add(self, batch_id: str, done: Sequence[Done], busy_s: float) -> None:
         """Note a batch that has just been published and took the engine ``busy_s``."""
         size, audio_s = len(done), sum(one.audio_s for one in done)

@@ -119,7 +119,7 @@ class QoS(stock.QoS):
     def renew(self) -> None:
         """Tell Redis that everything held is in good hands."""
         self._flush()
-        if self._delivered and not self.channel.is_abandoned:
+        if self._delivered:
             keys = [self.unacked_index_key]
             self.channel.scripts.renew(keys=keys, args=list(self._delivered))
 
@@ -171,8 +171,6 @@ class Channel(stock.Channel):
         self._is_looking = False  # the pending command is our look, not kombu's BRPOP
         self._has_more = False
         self._pause_until = 0.0
-        # Set by a worker that hangs: what it holds must go to others.
-        self.is_abandoned = False
         super().__init__(*args, **kwargs)
 
     @property

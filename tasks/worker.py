@@ -86,6 +86,7 @@ class LoadEngine(bootsteps.Step):
         client = connect(settings.redis_url)
         BatchingConsumer.speaker = Speaker(engine, EventStore(client), settings)
         BatchingConsumer.limits = _limits(engine, None, None)
+        BatchingConsumer.batch_limit_s = settings.batch_limit_s
         BatchingConsumer.on_tick = staticmethod(_Announcer(engine, WorkerRecords(client)))
         BatchingConsumer.on_long_jobs = staticmethod(_advance_jobs)
 

@@ -8,6 +8,7 @@ and text with "glutton" asks for more memory than the process may have.
 import os
 import resource
 import signal
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,8 @@ def load_faulty() -> Engine:
     def synthesize(utterances: Sequence[Utterance], *slices: object) -> list[Audio]:
         if any("murder" in utterance.text for utterance in utterances):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any("trance" in utterance.text for utterance in utterances):
+            time.sleep(3600)
         if any("poison" in utterance.text for utterance in utterances):
             raise RuntimeError("poisoned")
         if any("glutton" in utterance.text for utterance in utterances):

@@ -1,4 +1,4 @@
-"""Flower sees the workers and every chunk: received, started, succeeded, failed."""
+"""Flower sees the workers and every chunk: received, started, succeeded, failed, revoked."""
 
 import sys
 
@@ -40,3 +40,10 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     assert spoken["worker"] == "worker@test"
     failed = wait_for(lambda: whole("FAILURE"), 20, "a task that failed")
     assert failed["received"] <= failed["started"] <= failed["failed"]
+
+    with stack.stream({"text": "\n\n".join(f"Paragraph {n}." for n in range(300))}):
+        pass  # and gone
+    revoked = wait_for(
+        lambda: requests.get(f"{address}/api/tasks?state=REVOKED").json(), 20, "revoked tasks"
+    )
+    assert {task["worker"] for task in revoked.values()} == {"worker@test"}

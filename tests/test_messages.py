@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.messages import (
+    MAX_NUMBER,
     Chunk,
     Kind,
     MalformedMessage,
@@ -20,13 +21,13 @@ from tasks.messages import (
 )
 from tests.examples import a_chunk, a_job
 
-numbers = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.floats(-MAX_NUMBER, MAX_NUMBER)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 chunks = st.builds(
     Chunk,
     job_id=texts,
-    index=st.integers(0),
-    count=st.integers(1),
+    index=st.integers(0, 10**9),
+    count=st.integers(1, 10**9),
     text=texts,
     voice=texts,
     language=texts,

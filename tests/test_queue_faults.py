@@ -1,0 +1,125 @@
+"""What happens to chunks when an engine hangs, Redis was long away, or listeners leave."""
+
+import random
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from tasks.watchdog import EXIT_STATUS
+from tests.stack import Stack, wait_for
+from tests.test_crash import TEXT, Listener, check_whole, start_slow
+from tests.test_poison import speak_all
+
+# Half of them leave. A busy test machine may keep the web from noticing for a while.
+STREAMS = 200
+NOTICED_S = 2.0
+
+
+def test_a_hung_engine_ends_its_worker_and_the_others_are_served(stack: Stack) -> None:
+    stack.env |= {"SUPERTONIC_BATCH_LIMIT_S": "2", "SUPERTONIC_VISIBILITY_TIMEOUT_S": "2"}
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="tests.faulty_worker")
+    stack.wait_ready()
+    stack.post("/config/batch", {"max_batch_size": 1})
+    texts = ["This is a trance.", *(f"Bystander number {n}." for n in range(4))]
+    answers: dict[str, int] = {}
+    speaking = threading.Thread(target=lambda: answers.update(speak_all(stack, texts)))
+    speaking.start()
+    assert stack.processes.pop("worker").wait(60) == EXIT_STATUS
+    log = stack.log("worker")
+    assert "the engine hangs" in log and "synthesize" in log.split("Thread 0x", 1)[1]
+    # What it had not begun was handed back at once; only the hung batch waits for its lease.
+    assert stack.redis.hlen("unacked") <= 1
+    stack.env["SUPERTONIC_BATCH_LIMIT_S"] = "0"
+    stack.start_worker(app="benchmarks.null_worker")
+    speaking.join(60)
+    assert set(answers.values()) == {200} and len(answers) == 5
+
+
+def test_after_a_long_outage_the_worker_is_back_in_seconds(stack: Stack) -> None:
+    start_slow(stack)
+    listener = Listener(stack, {"text": TEXT})
+    listener.start()
+    wait_for(lambda: len(listener.chunks) >= 2)
+    stack.kill("redis")
+    # Long enough for kombu's own pauses between attempts to have grown to 6 s and more.
+    time.sleep(13)
+    stack.start_redis()
+    before, back_at = len(listener.chunks), time.monotonic()
+    wait_for(lambda: len(listener.chunks) > before, 30, "the stream goes on")
+    assert time.monotonic() - back_at < 8
+    check_whole(listener)
+
+
+def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
+    stack.env |= {"SUPERTONIC_WEB_THREADS": "250"}
+    start_slow(stack)
+    stack.post("/config/batch", {"max_batch_size": 8})
+    rng = random.Random(7)
+    left: dict[str, float] = {}
+    stayed: list[Leaver] = []
+    leavers = [Leaver(stack, number) for number in range(STREAMS)]
+    for leaver in leavers:
+        leaver.start()
+    wait_for(lambda: all(leaver.job_id for leaver in leavers), 60, "all streams have begun")
+    for leaver in rng.sample(leavers, STREAMS // 2):
+        time.sleep(rng.uniform(0, 0.06))
+        left[leaver.job_id] = time.time()
+        leaver.leave()
+    stayed = [leaver for leaver in leavers if leaver.job_id not in left]
+
+    def ended(job_id: str) -> bool:
+        return stack.redis.hget(f"supertonic:job:{job_id}", "state") == b"cancelled"
+
+    wait_for(lambda: all(ended(job_id) for job_id in left), 20, "who left is cancelled")
+    lags, late = [], 0
+    for job_id, left_at in left.items():
+        record: dict[bytes, bytes] = stack.redis.hgetall(f"supertonic:job:{job_id}")
+        (entry_id, _), *_ = stack.redis.xrevrange(f"supertonic:events:{job_id}", count=1)
+        # Both by the clock of Redis, on this machine the same as ours; the first in whole ms.
+        over_at = (int(entry_id.split(b"-")[0]) + 1) / 1000
+        begun = [float(v) for name, v in record.items() if name.startswith(b"begun:")]
+        assert all(at <= over_at for at in begun), "nothing enters a batch once the job is over"
+        lags.append(over_at - left_at)
+        late += sum(at > left_at + 0.05 for at in begun)
+    lags.sort()
+    print(f"over after {lags[len(lags) // 2] * 1000:.1f} ms, at most {lags[-1] * 1000:.1f} ms;")
+    print(f"{late} chunks entered a batch more than 50 ms after their listener had left")
+    assert lags[len(lags) // 2] < 0.05 and lags[-1] < NOTICED_S
+    # What nobody waits for leaves the queues without passing through a batch.
+    for leaver in stayed:
+        leaver.leave()
+    wait_for(lambda: not stack.redis.llen("normal") and not stack.redis.hlen("unacked"), 20)
+
+
+class Leaver(threading.Thread):
+    """A client that reads until it leaves, by closing its socket."""
+
+    def __init__(self, stack: Stack, number: int) -> None:
+        super().__init__(daemon=True)
+        body = f'{{"text": "{TEXT}", "seed": {number}}}'.encode()
+        self.request = (
+            b"POST /synthesize/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        ) + body
+        self.sock = socket.create_connection(("127.0.0.1", stack.port), 30)
+        self.job_id = ""
+
+    def run(self) -> None:
+        with suppress(OSError):
+            self.sock.sendall(self.request)
+            answer: Any = b""
+            while block := self.sock.recv(65536):
+                if not self.job_id:
+                    answer += block
+                    head = answer.lower()
+                    if b"\r\n\r\n" in head:
+                        self.job_id = head.split(b"x-job-id: ", 1)[1].split(b"\r\n")[0].decode()
+
+    def leave(self) -> None:
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
