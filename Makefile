@@ -1,7 +1,7 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine bench-gpu \
-	bench-prepared bench-pipeline bench-kills bench-streams builtin clean
+	bench-pipeline bench-kills bench-streams builtin clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -64,13 +64,10 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-prepared bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
+bench: bench-engine bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
 
-bench-engine: $(ALL)  ## model speed, no queue
+bench-engine: $(ALL)  ## model speed beside ONNX Runtime, no queue (some six minutes)
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
-
-bench-prepared: $(ALL)  ## the form the worker runs, beside the readable one and ONNX Runtime
-	$(BIN)/python -m benchmarks.bench_prepared $(ARGS)
 
 bench-gpu: $(READY)  ## the engine on a GPU: sound per second, latency, share of the matrix peak
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)

@@ -38,7 +38,7 @@ def make_engine() -> Any:
 def _full_size(device: str, precision: str) -> Any:
     import torch
 
-    from benchmarks.bench_engine import random_model
+    from benchmarks.engine_variants import random_model
     from supertonic.config import ModelConfig
     from supertonic.engine import Engine, resolve_device, resolve_precision, usable_cores
     from supertonic.prepared import prepare
@@ -48,6 +48,8 @@ def _full_size(device: str, precision: str) -> Any:
     precision = resolve_precision(config, device) if precision == "auto" else precision
     if device == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    if precision == "auto":
+        precision = resolve_precision(config, device)
     model = prepare(random_model(config), device, precision)
     predictor = model.duration_predictor
     predict = predictor.forward

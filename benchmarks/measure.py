@@ -38,11 +38,12 @@ def alternate(
     repeats: int,
     limit_s: float,
     settle_s: float = 0.0,
+    least: int = 3,
 ) -> dict[str, Timings]:
     """Run the variants in turn, A B A B, after one warm-up each.
 
     Whatever else the machine does then hits all of them alike. Stops after ``repeats`` rounds, or
-    after three once ``limit_s`` is over. ``settle_s`` lets one variant's idle threads stop
+    after the ``least`` once ``limit_s`` is over. ``settle_s`` lets one variant's idle threads stop
     spinning before the next begins.
     """
     timings = {name: Timings() for name in variants}
@@ -50,7 +51,7 @@ def alternate(
         run()
     give_up_at = time.perf_counter() + limit_s
     for done in range(repeats):
-        if done >= 3 and time.perf_counter() > give_up_at:
+        if done >= least and time.perf_counter() > give_up_at:
             break
         for name, run in variants.items():
             time.sleep(settle_s)

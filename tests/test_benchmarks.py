@@ -6,9 +6,11 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.chart import bar_chart
 from supertonic.config import ModelConfig
 from tests.stack import ROOT
 
@@ -25,10 +27,10 @@ SHALLOW = replace(
 )
 
 
-def run(benchmark: str, *arguments: str) -> dict[str, Any]:
+def run(benchmark: str, *arguments: str, limit_s: float = 240) -> dict[str, Any]:
     """The benchmark's last line."""
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert result["commit"] and result["cpu"] and result["date"]
@@ -39,12 +41,21 @@ def run(benchmark: str, *arguments: str) -> dict[str, Any]:
 def test_the_engine_benchmark_compares_equal_sound(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(asdict(SHALLOW)))
-    result = run("bench_engine", "--config", str(config))
-    assert result["max_err"] < 1e-4
-    assert result["truth_vs_ort_1t_b1_2s"] > 0
+    result = run("bench_engine", "--config", str(config), limit_s=600)
+    assert 0 < result["fp32_max_err"] < 1e-4 > result["ort_max_err"] > 0
+    assert 1e-4 < result["bf16_max_err"] < 2e-2
+    for name in ("truth", "fp32", "bf16"):
+        assert result[f"{name}_vs_ort_1t_b1_2s"] > 0
+    assert result["fp32_2t_mixed_vs_ort"] > 0 < result["bf16_2t_mixed_vs_ort"]
     cells = {name.removeprefix("1t b1 ") for name in result["cells"]}
     assert cells == {"duration", "text", "step", "vocoder", "whole, 2 steps"}
-    assert all(0 < cell["pytorch_ms"] for cell in result["cells"].values())
+    assert all(0 < cell["fp32_ms"] > 0 < cell["ort_ms"] for cell in result["cells"].values())
+
+
+def test_the_chart_is_a_picture_with_every_value(tmp_path: Path) -> None:
+    bar_chart(tmp_path / "a.svg", "Title", "%", ["x", "y"], {"one": [1.0, 2.5], "two": [4.0, 3.0]})
+    texts = [element.text for element in ElementTree.parse(tmp_path / "a.svg").iter()]
+    assert {"Title", "x", "y", "one", "two", "1%", "2.5%", "4%", "3%"} <= set(texts)
 
 
 def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
