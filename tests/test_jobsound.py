@@ -54,8 +54,8 @@ def test_whatever_a_dying_writer_left_the_next_one_goes_on(tmp_path: Path, seed:
     with Recorder(tmp_path, pieces, RATE) as recorder:
         for index in (0, 1, 3):
             recorder.add(index, pcm(index))
-    with (tmp_path / SOUND).open("ab") as sound:
-        sound.write(bytes(dice.randrange(1, 5000)))
+    with (tmp_path / SOUND).open("ab") as file:
+        file.write(bytes(dice.choice([1, 5000, 500_000])))
     with (tmp_path / "chunks.idx").open("ab") as index_file:
         index_file.write(bytes(dice.randrange(1, 60)))
     (tmp_path / "00001.pcm").write_bytes(pcm(1))
@@ -66,7 +66,9 @@ def test_whatever_a_dying_writer_left_the_next_one_goes_on(tmp_path: Path, seed:
     with Recorder(tmp_path, pieces, RATE) as recorder:
         assert len(recorder.entries) == 5
         recorder.finish()
-    assert np.array_equal(samples_of((tmp_path / SOUND).read_bytes()), whole(pieces))
+    sound = (tmp_path / SOUND).read_bytes()
+    assert np.array_equal(samples_of(sound), whole(pieces))
+    assert len(sound) == 44 + 2 * len(whole(pieces)), "nothing is left behind the end"
 
 
 def test_sound_that_was_lost_is_not_taken_for_silence(tmp_path: Path) -> None:

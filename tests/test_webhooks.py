@@ -214,8 +214,10 @@ def test_who_answers_too_slowly_or_not_at_all_is_given_up(monkeypatch: pytest.Mo
         def drip() -> None:
             peer, _ = server.accept()
             with peer, suppress(OSError):
-                while not stop.wait(0.2):
+                for _ in range(40):
                     peer.sendall(b"H")
+                    if stop.wait(0.2):
+                        break
 
         threading.Thread(target=drip, daemon=True).start()
         started = time.monotonic()
