@@ -1,6 +1,5 @@
 """An engine that computes nothing: whatever time remains is the queue's and the web's."""
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ class NullEngine:
     sample_rate = SAMPLE_RATE
     voices = VOICES
     languages = LANGUAGES
-    size_per_pass = math.inf
+    passes_at_once = 1
 
     def __init__(self) -> None:
         n_samples = int(os.environ.get("NULL_BYTES", "300000")) // 2

@@ -121,6 +121,7 @@ class Engine:
         self.graphs: Graphs | None = None
         if device.startswith("cuda") and isinstance(self.model, Prepared):
             self.graphs = Graphs(self.model)
+        self.passes_at_once = cores if device == "cpu" else 1
         self._cores: ThreadPoolExecutor | None = None
         if device == "cpu" and cores > 1:
             self._cores = ThreadPoolExecutor(
@@ -141,7 +142,8 @@ class Engine:
         text_ids = [self._check_and_encode(utterance) for utterance in utterances]
         audio: dict[int, Audio] = {}
         sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
-        passes = plan_passes(sizes, self.size_per_pass)
+        # Short rows too are shared out among the cores, rather than put into one pass.
+        passes = plan_passes(sizes, min(self.size_per_pass, sum(sizes) / self.passes_at_once))
 
         def run(rows: list[int]) -> list[Audio]:
             return self._run([text_ids[i] for i in rows], [utterances[i] for i in rows])

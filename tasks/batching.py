@@ -1,30 +1,39 @@
-"""Who is spoken next, and with whom. Pure functions of what waits and what time it is.
+"""Who is spoken next, and with whom. Pure functions of what waits, what time it is and the pace.
 
-Order is by deadline: the moment a listener needs the first sample. A first chunk is due now, the
-chunk after ten seconds of audio is due in ten seconds, a long job's chunk has nobody listening
-and gets a deadline far enough away to let listeners pass, near enough that it always progresses.
+Order is by deadline: the moment a listener needs the first sample. A first chunk is due when it is
+sent, the chunk after ten seconds of audio is due ten seconds later, and later still if its
+listener got the audio before it late. Long jobs have nobody listening; they get what listeners
+leave over, and a turn now and then where that is nothing. docs/scheduling.md says what the rules
+were chosen by.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tasks.messages import Chunk
+from tasks.messages import Chunk, Kind
+from tasks.pace import Cost, Pace, work
 
-# A long job's chunk may be passed by listeners for this long, then it counts like them.
-LOW_PATIENCE_S = 30.0
 # Padding a batch to its longest row may cost at most this much more than the rows by themselves.
 PADDING_BOUND = 1.3
-# Who is due must not wait for the computing of what is wanted later than this.
-SOON_S = 1.0
+# No batch is predicted to compute longer than this, unless a single chunk does: it is how long a
+# first chunk may find the device taken.
+BATCH_S = 0.25
+# Where a pass costs much before its first row, that would leave no room for rows, and most of the
+# time would go into beginnings. Then it is this many times the beginning.
+FIXED_TIMES = 4
+# Who would be late after one more batch counts as urgent.
+SOON_S = BATCH_S
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one batch: rows, estimated audio seconds, and the wait for company."""
+    """Bounds of one batch: rows, estimated audio seconds, the wait for company; and the pace."""
 
     max_batch: int
     max_seconds: float
     max_wait_s: float
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +43,124 @@ class Waiting:
     chunk: Chunk
     arrived: float
 
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A waiting chunk with what the choice looks at."""
+
+    item: Waiting
+    due: float
+    work: float
+    is_low: bool
+    is_urgent: bool
+
     @property
-    def order(self) -> tuple[float, float, int]:
-        return (self.chunk.due, self.arrived, self.chunk.index)
+    def is_first(self) -> bool:
+        """Somebody hears nothing yet."""
+        return self.item.chunk.index == 0 and not self.is_low
+
+    @property
+    def order(self) -> tuple[float, float, int, str]:
+        chunk = self.item.chunk
+        return (self.due, self.item.arrived, chunk.index, chunk.job_id)
 
 
 def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting]:
     """Choose the next batch, or nothing if waiting a little may find company.
 
-    The most urgent chunk always goes. Others join in order of urgency while the batch stays
-    within its limits and padding stays bounded; only what is due soon joins one that is due.
+    The most urgent chunk always goes. Others join in order of urgency while the batch stays within
+    its limits, and no chunk goes before an earlier one of its job.
     """
-    if not waiting or wait_until(waiting, now, limits) > now:
+    candidates = _candidates(waiting, now, limits)
+    if not candidates or _start_at(candidates, now, limits) > now:
         return []
-    first, *others = sorted(waiting, key=lambda item: item.order)
-    batch = [first]
-    seconds = longest = first.chunk.seconds
-    for item in others:
-        is_later = first.chunk.due <= now and item.chunk.due > now + SOON_S
-        if len(batch) == limits.max_batch or is_later:
-            # In order of urgency, so whatever follows is later still.
+    first, *others = sorted(candidates, key=lambda one: one.order)
+    most = _most_rows([first, *others], limits)
+    cost = limits.pace.cost
+    # Beside a chunk that takes longer by itself there may be room on another lane.
+    bound = max(longest_s(cost), cost.of([first.work]))
+    batch, passed = [first], set[str]()
+    seconds = longest = first.item.chunk.seconds
+    total_work = longest_work = first.work
+    for one in others:
+        chunk = one.item.chunk
+        if len(batch) == most:
             break
-        length = item.chunk.seconds
-        total = seconds + length
-        padded = max(longest, length) * (len(batch) + 1)
-        if total > limits.max_seconds or padded > PADDING_BOUND * total:
+        if first.is_urgent and (not one.is_urgent or one.is_low > first.is_low):
+            passed.add(chunk.job_id)
+        if chunk.job_id in passed:
             continue
-        batch.append(item)
-        seconds, longest = total, max(longest, length)
-    return batch
+        total = seconds + chunk.seconds
+        padded = max(longest, chunk.seconds) * (len(batch) + 1)
+        all_work, most_work = total_work + one.work, max(longest_work, one.work)
+        if (
+            total > limits.max_seconds
+            or padded > PADDING_BOUND * total
+            or cost.seconds(len(batch) + 1, all_work, most_work) > bound
+        ):
+            passed.add(chunk.job_id)
+            continue
+        batch.append(one)
+        seconds, longest = total, max(longest, chunk.seconds)
+        total_work, longest_work = all_work, most_work
+    return [one.item for one in batch]
 
 
 def wait_until(waiting: Sequence[Waiting], now: float, limits: Limits) -> float:
     """When the batch should start: ``now``, or a few milliseconds after the oldest arrival.
 
-    One chunk that is due goes at once: nothing says that company is near. Two or more that are
-    due mean that listeners are arriving right now, and a short wait then fills the batch. Chunks
-    that are not due wait too: the first chunk of their own request may be on the other lane, a
-    moment behind them, and would otherwise have to wait for a whole batch.
+    One chunk that is due goes at once: nothing says that company is near. Two or more mean that
+    listeners are arriving right now, and a short wait then fills the batch. Chunks that are not
+    due wait too: the first chunk of their own request may be on the other lane, a moment behind
+    them, and would otherwise have to wait for a whole batch.
     """
-    due = [item for item in waiting if item.chunk.due <= now]
-    if not waiting or len(waiting) >= limits.max_batch or len(due) == 1:
+    return _start_at(_candidates(waiting, now, limits), now, limits)
+
+
+def _start_at(candidates: Sequence[_Candidate], now: float, limits: Limits) -> float:
+    due = [one for one in candidates if one.due <= now]
+    if not candidates or len(candidates) >= limits.max_batch or len(due) == 1:
         return now
-    return max(now, min(item.arrived for item in due or waiting) + limits.max_wait_s)
+    return max(now, min(one.item.arrived for one in due or candidates) + limits.max_wait_s)
+
+
+def longest_s(cost: Cost) -> float:
+    """Bound of a batch's predicted computing, where it is more than a single chunk."""
+    return max(BATCH_S, FIXED_TIMES * cost.fixed_s)
+
+
+def _candidates(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[_Candidate]:
+    pace, cost, candidates = limits.pace, limits.pace.cost, []
+    for item in waiting:
+        chunk = item.chunk
+        is_low = chunk.kind is Kind.LONG
+        its_work = work(chunk)
+        if is_low:
+            # Its turn, or whatever listeners leave over.
+            is_urgent = pace.low_due <= now
+            due = pace.low_due if is_urgent else math.inf
+        else:
+            due = chunk.due + pace.delay(chunk)
+            is_urgent = due - cost.of([its_work]) <= now + SOON_S
+        candidates.append(_Candidate(item, due, its_work, is_low, is_urgent))
+    return candidates
+
+
+def _most_rows(candidates: Sequence[_Candidate], limits: Limits) -> int:
+    """How many chunks a batch should hold at most.
+
+    As many as the other limits allow, except where n listeners wait for their first sound. All rows
+    of a batch come when the last is done, so a big batch serves the throughput and a small one the
+    first in line. With a seconds per batch and b per row, batches of k rows serve them after
+    n/k · (a + b·k) / 2 + (a + b·k) / 2 in the mean, which is least for k = √(n·a/b): many where
+    passes are dear and rows cheap, as on a GPU, few on a CPU, but as many as run at the same time.
+    """
+    first, cost = candidates[0], limits.pace.cost
+    if not first.is_first:
+        return limits.max_batch
+    row_s = (cost.s_per_row + cost.s_per_work * first.work) / cost.lanes
+    n_firsts = sum(one.is_first for one in candidates)
+    if n_firsts * cost.fixed_s >= row_s * limits.max_batch**2:
+        return limits.max_batch
+    best = round(math.sqrt(n_firsts * cost.fixed_s / row_s))
+    return min(limits.max_batch, max(best, cost.lanes))

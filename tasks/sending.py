@@ -4,15 +4,15 @@ import time
 from collections.abc import Iterable, Sequence
 
 from supertonic.text import estimate_seconds
-from tasks.batching import LOW_PATIENCE_S
 from tasks.messages import Chunk, Job, Kind, Piece, Urgency
 
 
 def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> list[Chunk]:
     """Messages for some of a job's pieces.
 
-    A listener needs chunk k when the audio before it has been played, so it is due that much
-    later than the first. Nobody waits for a long job's chunks, except that they must get done.
+    A listener needs the first of them now, and each later one when the audio before it has been
+    played. Nobody waits for a long job's chunks: they have their share of a worker, and no
+    deadline.
     """
     request, now = job.request, time.time()
     wanted = set(indexes)
@@ -34,13 +34,14 @@ def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> li
                     seed=request.seed,
                     kind=job.kind,
                     urgency=_urgency(job.kind, index),
-                    due=now + LOW_PATIENCE_S if job.kind is Kind.LONG else due,
+                    due=now if job.kind is Kind.LONG else due,
                     seconds=seconds,
                     sent_at=now,
                     slices=job.slices and job.kind is Kind.STREAM and index == 0,
                 )
             )
-        due += seconds + piece.pause_s
+        if chunks:
+            due += seconds + piece.pause_s
     return chunks
 
 

@@ -21,6 +21,7 @@ from tasks.dead_letters import bury
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
 from tasks.messages import Chunk, Kind, State
+from tasks.pace import Pace
 from tasks.settings import Settings
 from tasks.slicing import SlicePublisher
 from tasks.tally import Done, Tally
@@ -76,6 +77,7 @@ class Speaker:
         self.store = store
         self.settings = settings
         self.tally = Tally()
+        self.pace = Pace()
         self.is_stopping = False
         # Whether chunks wait that are due; the consumer knows.
         self.is_crowded: Callable[[], bool] = lambda: False
@@ -88,6 +90,7 @@ class Speaker:
             EngineBroken: nothing can be spoken here any more; neither.
         """
         taken_at = time.time()
+        self.pace.took([item.chunk for item in batch], taken_at)
         outcomes = [Outcome.SKIPPED] * len(batch)
         together, suspects = self._begin(batch, list(range(len(batch))), outcomes)
         if together:
@@ -135,6 +138,8 @@ class Speaker:
         busy_s = time.perf_counter() - started
         if not spoken:
             return
+        if len(spoken) == len(rows):  # else it holds what halving the batch took
+            self.pace.learn([batch[row].chunk for row in rows], busy_s)
         waits = [max(0.0, taken_at - batch[row].chunk.sent_at) for row, _ in spoken]
         results = [
             self._result(batch[row].chunk, audio, len(spoken), wait_s, busy_s)
@@ -148,6 +153,9 @@ class Speaker:
             Done(batch[row].chunk, len(result.pcm) / rate, wait_s)
             for (row, _), result, wait_s in zip(spoken, results, waits, strict=True)
         ]
+        published_at = time.time()
+        for one in done:
+            self.pace.published(one.chunk, one.audio_s, published_at)
         self.tally.add(batch_id, done, busy_s)
 
     def _try(

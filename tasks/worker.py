@@ -4,6 +4,7 @@ This is the one module that knows both the model and Celery. It loads the engine
 consumes anything, hands it to the batching consumer, and keeps the worker's record alive.
 """
 
+import math
 import os
 import sys
 import time
@@ -16,12 +17,15 @@ from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
 from supertonic.errors import SupertonicError
+from supertonic.text import estimate_seconds
 from tasks.batching import Limits
 from tasks.celery import SYNTHESIZE, app, send_advance
 from tasks.consumer import BatchingConsumer
+from tasks.delays import exchange
 from tasks.events import EventStore, connect
 from tasks.logs import facts, set_up
 from tasks.memory import reuse_large_buffers
+from tasks.pace import Cost, Pace
 from tasks.settings import Settings
 from tasks.speaker import Speaker
 from tasks.workers import WorkerRecord, WorkerRecords
@@ -33,8 +37,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # costs 10 to 20 ms.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
-# What a character of text sounds for at speed 1, roughly; the engine counts characters.
-SECONDS_PER_CHARACTER = 0.065
+# What a worker times when it starts: a first chunk and a usual one.
+SHORT = "Good evening, and welcome."
+LONG = "This is a sentence of some length, and it says nothing at all. " * 3
+TIMING_ROUNDS = 3
+TIMING_LIMIT_S = 2.0  # no further round after that
 
 logger = get_logger(__name__)
 settings = Settings.from_env()
@@ -84,8 +91,10 @@ class LoadEngine(bootsteps.Step):
         logger.info("engine ready", extra=about)
         reuse_large_buffers()
         client = connect(settings.redis_url)
-        BatchingConsumer.speaker = Speaker(engine, EventStore(client), settings)
-        BatchingConsumer.limits = _limits(engine, None, None)
+        speaker = Speaker(engine, EventStore(client), settings)
+        speaker.pace.measured = _time_batches(engine)
+        BatchingConsumer.speaker = speaker
+        BatchingConsumer.limits = _limits(speaker.pace, None, None)
         BatchingConsumer.batch_limit_s = settings.batch_limit_s
         BatchingConsumer.on_tick = staticmethod(_Announcer(engine, WorkerRecords(client)))
         BatchingConsumer.on_long_jobs = staticmethod(_advance_jobs)
@@ -95,12 +104,33 @@ app.steps["worker"].add(LoadEngine)
 app.steps["consumer"].add(BatchingConsumer)
 
 
-def _limits(engine: Any, max_batch: int | None, max_wait_ms: float | None) -> Limits:
+def _time_batches(engine: Any) -> Cost:
+    """Speak a little, so that the first listener's batch is not formed by guesswork."""
+    # Imported here, as above.
+    from supertonic.engine import Utterance
+
+    lanes = engine.passes_at_once
+    shapes = ((SHORT, lanes), (SHORT, 4 * lanes), (LONG, lanes))
+    seconds = [math.inf] * len(shapes)
+    # In the first round memory and kernels are set up; of the others the quickest is nearest to
+    # what the engine needs when nothing else runs.
+    give_up_at = time.perf_counter() + TIMING_LIMIT_S
+    for _ in range(TIMING_ROUNDS):
+        if time.perf_counter() > give_up_at:
+            break
+        for number, (text, rows) in enumerate(shapes):
+            batch = [Utterance(text, "en", engine.voices[0], 2, 1.0, 0, row) for row in range(rows)]
+            started = time.perf_counter()
+            engine.synthesize(batch)
+            seconds[number] = min(seconds[number], time.perf_counter() - started)
+    works = (estimate_seconds(SHORT, "en", 1.0), estimate_seconds(LONG, "en", 1.0))
+    return Cost.measured(seconds[0], seconds[1], seconds[2], works, lanes)
+
+
+def _limits(pace: Pace, max_batch: int | None, max_wait_ms: float | None) -> Limits:
     wanted = settings.max_batch if max_batch is None else max_batch
     wait_ms = settings.max_wait_ms if max_wait_ms is None else max_wait_ms
-    # What the engine cannot run in one pass would only make the first of its rows wait.
-    seconds = min(settings.max_batch_seconds, engine.size_per_pass * SECONDS_PER_CHARACTER)
-    return Limits(wanted, seconds, wait_ms / 1000)
+    return Limits(wanted, settings.max_batch_seconds, wait_ms / 1000, pace)
 
 
 class _Announcer:
@@ -114,9 +144,11 @@ class _Announcer:
     def __call__(self, batching: BatchingConsumer, name: str) -> None:
         try:
             limits = self.records.batch()
-            batching.limits = _limits(self.engine, *limits)
+            batching.limits = _limits(batching.speaker.pace, *limits)
             self.records.announce(self._record(batching, name, *limits))
             batching.speaker.tally.meter.send(self.records.redis, name)
+            waiting = [held.item.chunk for held in list(batching.waiting)]
+            exchange(self.records.redis, batching.speaker.pace, waiting)
         except redis.RedisError as error:
             logger.warning("could not renew the worker record: %s", error)
 

@@ -1,19 +1,35 @@
 """Who is spoken next: properties of the schedule, for any mix of chunks, clocks and limits."""
 
+import math
+import random
+
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.batching import PADDING_BOUND, SOON_S, Limits, Waiting, take, wait_until
-from tests.examples import waiting_chunk
+from tasks.batching import BATCH_S, PADDING_BOUND, SOON_S, Limits, Waiting, take, wait_until
+from tasks.messages import Kind
+from tasks.pace import LOW_SHARE, Cost, Pace, work
+from tests.examples import a_chunk, waiting_chunk
 
 NOW = 1000.0
 AT_ONCE = Limits(max_batch=8, max_seconds=1000.0, max_wait_s=0.0)
 
+costs = st.builds(
+    Cost,
+    fixed_s=st.floats(0, 0.5),
+    s_per_row=st.floats(0, 0.1),
+    s_per_work=st.floats(0, 0.2),
+    lanes=st.integers(1, 4),
+)
+paces = st.builds(
+    Pace, measured=costs, scale=st.floats(0.5, 2), low_due=st.floats(NOW - 10, NOW + 10)
+)
 limits = st.builds(
     Limits,
     max_batch=st.integers(1, 12),
     max_seconds=st.floats(1, 200),
     max_wait_s=st.floats(0, 0.2),
+    pace=paces,
 )
 a_waiting = st.builds(
     waiting_chunk,
@@ -22,6 +38,8 @@ a_waiting = st.builds(
     # Far away, or within the wait.
     due=st.floats(NOW - 100, NOW + 100) | st.floats(NOW - 0.2, NOW + 0.2),
     seconds=st.floats(0.1, 60),
+    steps=st.integers(1, 10),
+    kind=st.sampled_from([Kind.STREAM, Kind.STREAM, Kind.LONG]),
     arrived=st.floats(NOW - 0.1, NOW),
 )
 # The same chunk may wait twice: it was sent again because it seemed lost.
@@ -57,10 +75,18 @@ def test_a_batch_is_made_of_waiting_chunks_each_once(waiting: list, bounds: Limi
     assert set(taken) <= {id(item) for item in waiting}
 
 
+def due_of(item: Waiting, bounds: Limits, now: float = NOW) -> float:
+    """When a chunk is due, by its listener or by its job's turn."""
+    turn = bounds.pace.low_due
+    if item.chunk.kind is Kind.LONG:
+        return turn if turn <= now else math.inf
+    return item.chunk.due
+
+
 @given(some, limits)
 def test_the_most_urgent_chunk_always_goes(waiting: list, bounds: Limits) -> None:
-    soonest = min(item.chunk.due for item in waiting)
-    assert batch_of(waiting, bounds)[0].chunk.due == soonest
+    soonest = min(due_of(item, bounds, NOW + 1.0) for item in waiting)
+    assert due_of(batch_of(waiting, bounds)[0], bounds, NOW + 1.0) == soonest
 
 
 @given(some, limits)
@@ -78,21 +104,50 @@ def test_padding_costs_no_more_than_its_bound(waiting: list, bounds: Limits) -> 
 
 
 @given(some, limits)
-def test_nobody_who_fits_is_left_out_while_a_less_urgent_one_goes(
+def test_nobody_is_begun_behind_a_batch_longer_than_its_bound(
     waiting: list, bounds: Limits
 ) -> None:
-    """Chunks of one length differ in nothing but urgency, so the batch is the urgent end."""
-    same = [waiting_chunk(due=item.chunk.due, arrived=item.arrived) for item in waiting]
-    batch = batch_of(same, bounds)
-    left = without(same, batch)
-    # With equal urgency between them, either may go.
-    assert not left or max(item.order for item in batch) <= min(item.order for item in left)
+    """What a first chunk that comes a moment later has to wait for."""
+    cost = bounds.pace.cost
+    works = [work(item.chunk) for item in batch_of(waiting, bounds)]
+    at_most = max(BATCH_S, 4 * cost.fixed_s, cost.of([max(works)]))
+    assert cost.of(works) <= at_most + 1e-9
+
+
+@given(some, limits)
+def test_no_chunk_goes_before_an_earlier_one_of_its_job(waiting: list, bounds: Limits) -> None:
+    in_order = sorted(waiting, key=lambda item: item.chunk.due)
+    chunks = [
+        waiting_chunk(
+            item.chunk.job_id,
+            index=index,
+            due=item.chunk.due,
+            seconds=item.chunk.seconds,
+            kind=item.chunk.kind,
+            arrived=NOW - 0.1,
+        )
+        for index, item in enumerate(in_order)
+    ]
+    left = chunks
+    begun: list[Waiting] = []
+    while left:
+        batch = batch_of(left, bounds)
+        left = without(left, batch)
+        begun += batch
+        for item in batch:
+            job = (item.chunk.job_id, item.chunk.kind)
+            behind = [x for x in left if (x.chunk.job_id, x.chunk.kind) == job]
+            assert all(item.chunk.index < other.chunk.index for other in behind)
+    assert len(begun) == len(waiting)
 
 
 @given(some, limits)
 def test_the_order_of_the_list_does_not_matter(waiting: list, bounds: Limits) -> None:
-    assume(len({item.order for item in waiting}) == len(waiting))
-    assert batch_of(waiting, bounds) == batch_of(waiting[::-1], bounds)
+    assume(len({(i.chunk.due, i.arrived, i.chunk.index) for i in waiting}) == len(waiting))
+    assume(len({(i.arrived, i.chunk.index) for i in waiting}) == len(waiting))
+    batch = batch_of(waiting, bounds)
+    random.Random(len(waiting)).shuffle(waiting)
+    assert batch_of(waiting, bounds) == batch
 
 
 @given(some, limits)
@@ -111,7 +166,7 @@ def test_waiting_ends_within_its_limit_after_the_last_arrival(
 
 @given(a_waiting, limits)
 def test_a_lone_chunk_waits_only_if_it_is_not_due(item: Waiting, bounds: Limits) -> None:
-    assert take([item], max(NOW, item.chunk.due), bounds) == [item]
+    assert take([item], max(NOW + 0.2, due_of(item, bounds, NOW + 10)), bounds) == [item]
     latest = max(NOW, item.arrived + bounds.max_wait_s)
     assert take([item], latest, bounds) == [item]
 
@@ -120,8 +175,8 @@ def test_a_lone_chunk_waits_only_if_it_is_not_due(item: Waiting, bounds: Limits)
 def test_one_chunk_that_is_due_never_waits_for_those_that_are_not(
     item: Waiting, others: list, bounds: Limits
 ) -> None:
-    others = [other for other in others if other.chunk.due > NOW]
-    assume(item.chunk.due <= NOW)
+    others = [other for other in others if due_of(other, bounds) > NOW]
+    assume(due_of(item, bounds) <= NOW)
     assert take([*others, item], NOW, bounds)[0] is item
 
 
@@ -136,8 +191,118 @@ def test_whoever_is_due_is_not_held_up_by_what_is_wanted_later(
     waiting: list, bounds: Limits
 ) -> None:
     batch = take(waiting, NOW, bounds)
-    assume(batch and batch[0].chunk.due <= NOW)
-    assert max(item.chunk.due for item in batch) <= NOW + SOON_S
+    assume(batch and due_of(batch[0], bounds) <= NOW)
+    cost = bounds.pace.cost
+    for item in batch:
+        start_by = due_of(item, bounds) - cost.of([work(item.chunk)])
+        assert start_by <= NOW + SOON_S
+        # Long jobs have turns of their own.
+        assert item.chunk.kind is batch[0].chunk.kind or batch[0].chunk.kind is Kind.LONG
+
+
+def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at_most() -> None:
+    """A worker's afternoon by a clock of its own: long jobs always wait, listeners come and go."""
+    dice = random.Random(4)
+    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.013, lanes=2))
+    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    one_chunk_s = pace.cost.of([20.0])
+    waiting: list[Waiting] = []
+    now, longest_wait, n_first, low_s = NOW, 0.0, 0, 0.0
+    arrivals = [NOW + 3.0 * number + dice.random() for number in range(100)]
+    while arrivals:
+        while arrivals and arrivals[0] <= now:
+            at, n_first = arrivals.pop(0), n_first + 1
+            waiting.append(waiting_chunk(f"{n_first}", due=at, seconds=2.0, arrived=at))
+            later = [(1, at + 2.0, 4.0), (2, at + 6.0, 19.0)]
+            for index, due, seconds in later:
+                waiting.append(
+                    waiting_chunk(f"{n_first}", index, due=due, seconds=seconds, arrived=at)
+                )
+        waiting += [
+            waiting_chunk("book", index, seconds=20.0, kind=Kind.LONG, arrived=now)
+            for index in range(4 - sum(item.chunk.kind is Kind.LONG for item in waiting))
+        ]
+        batch = take(waiting, now, bounds)
+        waiting = without(waiting, batch)
+        pace.took([item.chunk for item in batch], now)
+        firsts = [item for item in batch if item.chunk.job_id != "book" and item.chunk.index == 0]
+        longest_wait = max([longest_wait, *(now - item.arrived for item in firsts)])
+        now += pace.cost.of([work(item.chunk) for item in batch])
+        low_s += any(item.chunk.kind is Kind.LONG for item in batch)
+    running = max(BATCH_S, one_chunk_s)
+    assert one_chunk_s / 2 < longest_wait <= running + one_chunk_s + 1e-9
+    assert low_s > 100
+
+
+def test_a_long_job_gets_its_share_however_many_listen() -> None:
+    pace = Pace(measured=Cost(fixed_s=0.0, s_per_work=0.01, lanes=1))
+    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    now, of_job_s = NOW, 0.0
+    for _ in range(2000):
+        waiting = [waiting_chunk(str(n), due=now, seconds=20.0) for n in range(5)]
+        waiting.append(waiting_chunk("book", seconds=20.0, kind=Kind.LONG))
+        batch = [item.chunk for item in take(waiting, now, bounds)]
+        pace.took(batch, now)
+        seconds = pace.cost.of([work(chunk) for chunk in batch])
+        of_job_s += seconds * (batch[0].kind is Kind.LONG)
+        now += seconds
+    share = of_job_s / (now - NOW)
+    assert 0.8 * LOW_SHARE < share < 1.2 * LOW_SHARE
+
+
+def test_a_long_job_takes_what_listeners_leave_over() -> None:
+    pace = Pace(measured=Cost(0.0, 0.0, 0.01), low_due=NOW + 1)
+    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    book = waiting_chunk("book", seconds=20.0, kind=Kind.LONG)
+    much_later = waiting_chunk("a", 5, due=NOW + 300, seconds=20.0)
+    assert take([book, much_later], NOW, bounds) == [much_later]
+    assert take([book], NOW, bounds) == [book]
+    assert take([book, much_later], NOW + 2, bounds) == [book]
+
+
+def test_a_burst_goes_as_one_batch_where_passes_are_dear_and_in_small_ones_where_they_are_not() -> (
+    None
+):
+    burst = [
+        waiting_chunk(str(n), due=NOW, seconds=2.0, steps=2, arrived=NOW - 1) for n in range(20)
+    ]
+
+    def size(**cost: float) -> int:
+        pace = Pace(measured=Cost(**cost))
+        return len(take(burst, NOW, Limits(32, 160.0, 0.005, pace)))
+
+    assert size(fixed_s=0.03, s_per_work=0.0005) == 20  # a GPU
+    assert size(fixed_s=0.008, s_per_work=0.0005) == 13  # a small model: √(20 · 8 / 1)
+    assert size(fixed_s=0.02, s_per_work=0.014, lanes=2) == 5  # two cores
+    assert size(fixed_s=0.0, s_per_work=0.014, lanes=2) == 2  # as many as cores
+    assert size(fixed_s=0.0, s_per_work=0.014) == 1
+
+
+def test_who_hears_something_already_is_served_in_full_batches() -> None:
+    late = [waiting_chunk(str(n), 1, due=NOW - 1, seconds=2.0, steps=2) for n in range(20)]
+    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.014, lanes=2))
+    batch = take(late, NOW, Limits(32, 160.0, 0.005, pace))
+    assert len(batch) == 16  # 0.02 + 0.014 · 16 = 0.244 s
+
+
+def test_chunks_of_many_steps_make_smaller_batches() -> None:
+    def size(steps: int) -> int:
+        later = [waiting_chunk(str(n), 1, due=NOW + 50, seconds=3, steps=steps) for n in range(20)]
+        pace = Pace(measured=Cost(fixed_s=0.01, s_per_work=0.01))
+        return len(take(later, NOW, Limits(32, 160.0, 0.0, pace)))
+
+    assert (size(2), size(10), size(50)) == (8, 3, 1)
+
+
+def test_a_listener_who_heard_the_first_chunk_late_needs_the_next_one_later() -> None:
+    pace = Pace()
+    bounds = Limits(1, 100.0, 0.0, pace)
+    late = waiting_chunk("late", index=1, count=3, due=NOW + 1)
+    other = waiting_chunk("other", index=1, count=3, due=NOW + 2)
+    assert take([late, other], NOW, bounds) == [late]
+    first = a_chunk("late", count=3, due=NOW - 1, seconds=2.0, sent_at=late.chunk.sent_at)
+    pace.published(first, seconds=2.0, now=NOW + 4)
+    assert take([late, other], NOW + 4, bounds) == [other]
 
 
 def test_nothing_comes_of_nothing() -> None:
@@ -156,16 +321,6 @@ def test_a_first_chunk_goes_before_one_that_came_earlier_and_is_due_later() -> N
     first = waiting_chunk("late comer", index=0, due=NOW, arrived=NOW)
     alone = Limits(max_batch=1, max_seconds=100.0, max_wait_s=0.0)
     assert take([later, first], NOW, alone) == [first]
-
-
-def test_a_long_job_has_its_turn_once_its_patience_is_over() -> None:
-    """Listeners never stop coming, and yet the job moves."""
-    patient = waiting_chunk("book", due=NOW + 30)
-    alone = Limits(max_batch=1, max_seconds=100.0, max_wait_s=0.0)
-    for second in range(29):
-        now = NOW + second
-        assert take([patient, waiting_chunk(due=now)], now, alone) != [patient]
-    assert take([patient, waiting_chunk(due=NOW + 31)], NOW + 31, alone) == [patient]
 
 
 def test_chunks_of_equal_urgency_go_in_order_of_arrival_and_index() -> None:

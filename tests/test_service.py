@@ -135,7 +135,8 @@ def test_a_resumable_stream_goes_on_where_the_client_left(server: Stack) -> None
     assert [event.event for event in rest] == ["chunk"] * (len(rest) - 1) + ["done"]
     assert rest[0].data["index"] == 1
     whole = server.post("/synthesize", {"text": TEXT, "seed": 11, "output_format": "wav"})
-    assert np.array_equal(joined(seen + rest), samples_of(whole.content))
+    difference = joined(seen + rest).astype(int) - samples_of(whole.content)
+    assert np.abs(difference).max() <= 1
 
 
 def test_a_websocket_takes_texts_and_gives_binary_frames(server: Stack) -> None:
@@ -150,7 +151,8 @@ def test_a_websocket_takes_texts_and_gives_binary_frames(server: Stack) -> None:
     assert message["type"] == "done" and message["samples_sent"] == len(pcm) // 2
     ws.close()
     whole = server.post("/synthesize", {"text": TEXT, "seed": 4, "output_format": "wav"})
-    assert np.array_equal(np.frombuffer(pcm, "<i2"), samples_of(whole.content))
+    difference = np.frombuffer(pcm, "<i2").astype(int) - samples_of(whole.content)
+    assert np.abs(difference).max() <= 1
 
 
 def test_a_websocket_cancels_and_speaks_again(server: Stack) -> None:

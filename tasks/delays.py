@@ -1,0 +1,41 @@
+"""Workers tell each other how late listeners are, because any of them may speak the next chunk.
+
+Twice a second each worker adds what it has seen to a sum per sending in Redis, and reads the sums
+of the jobs it holds chunks of: one round trip, and none while nobody listens. A delay that comes
+half a second late moves a deadline by little; chunks are seconds long.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+
+from tasks.events import PREFIX
+from tasks.messages import Chunk, Kind
+from tasks.pace import Pace, delay_key
+
+# Longer than a chunk waits in a queue that is of any use.
+TTL_S = 120
+
+
+def exchange(client: "redis.Redis", pace: Pace, waiting: Iterable[Chunk]) -> None:
+    """Tell and learn delays. Raises ``redis.RedisError``; what was not told then is lost."""
+    news = [pace.untold.popleft() for _ in range(len(pace.untold))]
+    keys = sorted({delay_key(chunk) for chunk in waiting if chunk.kind is not Kind.LONG})
+    if not keys and not news:
+        return
+    with client.pipeline(transaction=False) as pipe:
+        for key, change in news:
+            pipe.incrbyfloat(_name(key), change)
+            pipe.expire(_name(key), TTL_S)
+        if keys:
+            pipe.mget([_name(key) for key in keys])
+        replies: list[Any] = pipe.execute()
+    told_since = {key for key, _ in pace.untold}
+    for key, total in zip(keys, replies[-1] if keys else [], strict=True):
+        if total is not None and key not in told_since:
+            pace.delays[key] = float(total)
+
+
+def _name(key: str) -> str:
+    return f"{PREFIX}delay:{key}"

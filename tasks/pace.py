@@ -1,0 +1,130 @@
+"""What a worker knows of itself: how long a batch takes, whose turn it is, how far listeners are.
+
+The speaker writes it after each batch, the schedule (``tasks/batching.py``) reads it. It has no
+clock of its own, so the simulator drives the same code.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tasks.messages import Chunk, Kind
+
+# Share of the computing of one second of audio that each step adds, and what does not depend on
+# steps (text, vocoder); at 2 steps the whole is 1. Measured in docs/engine.md.
+STEP_SHARE = 0.16
+OTHER_SHARE = 1 - 2 * STEP_SHARE
+# Long jobs get at least this share of a worker, however many listen; an idle one gives them all.
+LOW_SHARE = 0.05
+# How fast old batches are forgotten: what else the machine does changes within seconds.
+LEARNING = 0.1
+# One batch may be slow for reasons that say nothing about the next one.
+MOST_CHANGE = 4.0
+# Jobs whose delay is remembered; the oldest go first, and count as undelayed then.
+MAX_DELAYS = 20_000
+
+
+def work(chunk: Chunk) -> float:
+    """A chunk's share of computing, in estimated seconds of audio at 2 steps."""
+    return chunk.seconds * (OTHER_SHARE + STEP_SHARE * chunk.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """How long a batch takes: something before its first row, and so much per row and work.
+
+    ``lanes`` is how many rows the engine computes at the same time: cores on a CPU, else 1. What
+    counts is the fullest lane.
+    """
+
+    fixed_s: float = 0.0
+    s_per_row: float = 0.0
+    s_per_work: float = 0.0
+    lanes: int = 1
+
+    def seconds(self, rows: int, total: float, longest: float) -> float:
+        """Predicted seconds for rows with so much work in all, the longest with so much."""
+        load = max(longest, total / self.lanes)
+        return self.fixed_s + self.s_per_row * -(-rows // self.lanes) + self.s_per_work * load
+
+    def of(self, works: Sequence[float]) -> float:
+        return self.seconds(len(works), sum(works), max(works))
+
+    def scaled(self, scale: float) -> "Cost":
+        return Cost(
+            self.fixed_s * scale, self.s_per_row * scale, self.s_per_work * scale, self.lanes
+        )
+
+    @classmethod
+    def measured(
+        cls, short_s: float, four_s: float, long_s: float, works: tuple[float, float], lanes: int
+    ) -> "Cost":
+        """From three timings: a short row per lane, four of them per lane, a long one per lane.
+
+        ``works`` are those of a short and of a long row.
+        """
+        short, long = works
+        per_short = max(0.0, four_s - short_s) / 3
+        per_work = max(0.0, long_s - short_s) / (long - short)
+        per_row = max(0.0, per_short - per_work * short)
+        fixed = max(0.0, short_s - per_row - per_work * short)
+        return cls(fixed, per_row, per_work, lanes)
+
+
+@dataclass(slots=True)
+class Pace:
+    """One worker's knowledge.
+
+    ``measured`` is what batches cost when the worker started. What follows from their sizes stays
+    as it was; by how much everything is slower now, because the machine does other things or
+    because speech is longer than estimated, is learned from each batch.
+    """
+
+    measured: Cost = field(default_factory=Cost)
+    scale: float = 1.0
+    low_due: float = 0.0  # when long jobs have their next turn
+    # Per job and sending: seconds by which its listener hears everything later than planned.
+    delays: dict[str, float] = field(default_factory=dict)
+    untold: deque[tuple[str, float]] = field(default_factory=deque)  # news for other workers
+
+    @property
+    def cost(self) -> Cost:
+        """What batches cost now."""
+        return self.measured.scaled(self.scale)
+
+    def delay(self, chunk: Chunk) -> float:
+        return self.delays.get(delay_key(chunk), 0.0)
+
+    def learn(self, chunks: Iterable[Chunk], busy_s: float) -> None:
+        """A batch of these took so long: predict better."""
+        expected_s = self.measured.of([work(chunk) for chunk in chunks])
+        if expected_s > 0:
+            seen = min(max(busy_s / expected_s, self.scale / MOST_CHANGE), self.scale * MOST_CHANGE)
+            self.scale += (seen - self.scale) * LEARNING
+
+    def took(self, batch: Sequence[Chunk], now: float) -> None:
+        """This batch is begun. A turn of long jobs postpones their next one."""
+        low = [work(chunk) for chunk in batch if chunk.kind is Kind.LONG]
+        if low:
+            self.low_due = now + self.cost.of(low) / LOW_SHARE
+
+    def published(self, chunk: Chunk, seconds: float, now: float) -> None:
+        """A chunk of so many real seconds can be heard from now on.
+
+        If that is later than its listener needed it, he hears the rest later, too; and the rest
+        begins when this one really ends.
+        """
+        if chunk.kind is Kind.LONG or chunk.index + 1 == chunk.count:
+            return
+        key = delay_key(chunk)
+        before = self.delays.get(key, 0.0)
+        change = max(0.0, now - chunk.due - before) + seconds - chunk.seconds
+        self.delays[key] = before + change
+        self.untold.append((key, change))
+        if len(self.delays) > MAX_DELAYS:
+            del self.delays[next(iter(self.delays))]
+
+
+def delay_key(chunk: Chunk) -> str:
+    """One sending of a job: chunks that are sent again have deadlines of their own."""
+    return f"{chunk.job_id}:{round(chunk.sent_at * 1000)}"

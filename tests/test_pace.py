@@ -1,0 +1,125 @@
+"""What a worker learns about itself, and tells the others."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.delays import exchange
+from tasks.events import connect
+from tasks.messages import Kind
+from tasks.pace import Cost, Pace, work
+from tests.examples import a_chunk
+from tests.stack import Stack
+
+TRUE = Cost(fixed_s=0.02, s_per_row=0.005, s_per_work=0.008, lanes=2)
+
+
+def batch(seconds: float, count: int, steps: int = 2) -> list:
+    return [a_chunk(str(n), seconds=seconds, steps=steps) for n in range(count)]
+
+
+def seconds(cost: Cost, chunks: list) -> float:
+    return cost.of([work(chunk) for chunk in chunks])
+
+
+def measured(truth: Cost) -> Cost:
+    short, long = 2.0, 15.0
+    timings = [truth.of([short] * 2), truth.of([short] * 8), truth.of([long] * 2)]
+    return Cost.measured(*timings, (short, long), lanes=2)
+
+
+@pytest.mark.parametrize(
+    "chunks", [batch(3.0, 1), batch(2.5, 5), batch(15.0, 3), batch(4.0, 4, steps=10)]
+)
+def test_three_timings_tell_what_other_batches_take(chunks: list) -> None:
+    assert seconds(measured(TRUE), chunks) == pytest.approx(seconds(TRUE, chunks))
+
+
+def test_timings_that_make_no_sense_give_no_negative_costs() -> None:
+    cost = Cost.measured(0.3, 0.2, 0.1, (2.0, 15.0), lanes=1)
+    assert cost == Cost(fixed_s=0.3)
+
+
+def test_a_machine_that_became_slower_is_noticed_in_some_twenty_batches() -> None:
+    pace = Pace(measured(TRUE))
+    for chunks in [batch(2.0, 2), batch(20.0, 2)] * 12:
+        pace.learn(chunks, 3 * seconds(TRUE, chunks))
+    assert pace.scale == pytest.approx(3.0, rel=0.15)
+    chunks = batch(6.0, 2)
+    assert seconds(pace.cost, chunks) == pytest.approx(3 * seconds(TRUE, chunks), rel=0.15)
+
+
+def test_one_batch_that_hung_is_not_taken_for_the_rule() -> None:
+    pace = Pace(measured(TRUE))
+    pace.learn(batch(2.0, 2), 60.0)
+    assert pace.scale < 1.5
+
+
+def test_an_engine_that_takes_no_time_costs_nothing() -> None:
+    pace = Pace(Cost.measured(0.0, 0.0, 0.0, (2.0, 15.0), lanes=1))
+    pace.learn(batch(2.0, 1), 0.01)
+    assert seconds(pace.cost, batch(2.0, 1)) == 0.0
+
+
+def test_steps_weigh_as_much_as_they_take() -> None:
+    two, five = work(a_chunk(seconds=10.0, steps=2)), work(a_chunk(seconds=10.0, steps=5))
+    assert two == pytest.approx(10.0)
+    # docs/engine.md: 362 ms at 2 steps, 570 at 5.
+    assert five / two == pytest.approx(570 / 362, rel=0.1)
+
+
+def test_delays_add_up_along_a_job() -> None:
+    """As a listener lives it: he begins late, hears a long chunk, then waits for the next one."""
+    pace = Pace()
+    chunks = [
+        a_chunk("job", index, count=4, due=due, seconds=2.0, sent_at=100.0)
+        for index, due in enumerate((100.0, 102.3, 104.6, 106.9))
+    ]
+    pace.published(chunks[0], seconds=2.5, now=101.0)  # playing from 101, silent from 103.8
+    assert pace.delay(chunks[1]) == pytest.approx(1.5)
+    pace.published(chunks[1], seconds=2.0, now=103.0)  # in time
+    assert pace.delay(chunks[2]) == pytest.approx(1.5)
+    pace.published(chunks[2], seconds=1.0, now=107.1)  # due at 106.1, a second late and shorter
+    assert pace.delay(chunks[3]) == pytest.approx(1.5)
+    assert pace.delay(a_chunk("job", 3, sent_at=150.0)) == 0.0, "sent again, with new deadlines"
+
+
+def test_nobody_waits_for_long_jobs_and_for_what_comes_after_the_last_chunk() -> None:
+    pace = Pace()
+    pace.published(a_chunk("book", 0, count=9, kind=Kind.LONG), seconds=2.0, now=1e9)
+    pace.published(a_chunk("job", 2, count=3), seconds=2.0, now=1e9)
+    assert not pace.delays and not pace.untold
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
+    stack = Stack(tmp_path_factory.mktemp("redis"))
+    stack.start_redis()
+    client = connect(stack.redis_url)
+    yield client
+    client.close()
+    stack.redis.close()
+    stack.stop_all()
+
+
+def test_workers_tell_each_other_how_late_a_listener_is(client: "redis.Redis") -> None:
+    one, other = Pace(), Pace()
+    chunks = [a_chunk("job", i, count=4, due=100.0, seconds=2.0, sent_at=100.0) for i in range(4)]
+    one.published(chunks[0], seconds=2.0, now=101.0)
+    exchange(client, one, [])
+    exchange(client, other, chunks[1:])
+    assert other.delay(chunks[3]) == pytest.approx(1.0)
+    other.published(chunks[1], seconds=4.0, now=101.0)
+    exchange(client, other, chunks[2:])
+    exchange(client, one, chunks[2:])
+    assert one.delay(chunks[3]) == other.delay(chunks[3]) == pytest.approx(3.0)
+    assert not one.untold and not other.untold
+    key = next(client.scan_iter("supertonic:delay:*"))
+    assert 0 < client.ttl(key) <= 120
+
+
+def test_an_idle_worker_asks_redis_nothing(client: "redis.Redis") -> None:
+    before = client.info("stats")["total_commands_processed"]
+    exchange(client, Pace(), [a_chunk("book", kind=Kind.LONG)])
+    assert client.info("stats")["total_commands_processed"] == before + 1
