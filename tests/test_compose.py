@@ -51,6 +51,7 @@ def test_cpu_and_gpu_workers_are_alternatives_and_flower_is_a_choice() -> None:
     assert profiles["worker"] == ["cpu"]
     assert profiles["worker-gpu"] == ["gpu"]
     assert profiles["flower"] == ["flower"]
+    assert profiles["rabbitmq"] == ["rabbitmq"]
     assert profiles["prometheus"] == profiles["grafana"] == ["monitoring"]
     assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "web", "files"]
 
@@ -173,6 +174,7 @@ def test_every_service_of_ours_has_its_own_health_check() -> None:
     assert checks.pop("redis") == ["CMD", "redis-cli", "ping"]
     assert checks.pop("worker-gpu") == checks["worker"]
     # Programs of others answer for themselves.
+    assert "rabbitmq-diagnostics" in checks.pop("rabbitmq")
     assert "/-/healthy" in checks.pop("prometheus")[-1]
     assert "/api/health" in checks.pop("grafana")[-1]
     for name, test in checks.items():

@@ -54,6 +54,21 @@ def test_after_a_long_outage_the_worker_is_back_in_seconds(stack: Stack) -> None
     check_whole(listener)
 
 
+def test_kombus_own_transport_serves_as_well(stack: Stack) -> None:
+    """The way back, should the claim channel ever disappoint."""
+    stack.env["SUPERTONIC_BROKER_URL"] = stack.redis_url
+    start_slow(stack)
+    listener = Listener(stack, {"text": TEXT})
+    listener.start()
+    wait_for(lambda: len(listener.chunks) >= 2)
+    assert stack.redis.hlen("unacked") and stack.redis.zcard("unacked_index")
+    stack.kill("worker")
+    stack.start_worker(app="benchmarks.null_worker")
+    check_whole(listener)
+    assert stack.stop("worker") == 0
+    assert stack.redis.hlen("unacked") == 0
+
+
 def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
     stack.env |= {"SUPERTONIC_WEB_THREADS": "250"}
     start_slow(stack)
