@@ -10,7 +10,7 @@ from app.keys import Keyring
 from app.limits import SpeechLimit, Standing
 
 # Open to everybody even where API keys are set: nothing here costs speech or shows a job.
-PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics"}
+PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics", "/openapi.json"}
 ADMIN_PATHS = {"/config/batch", "/dead-letters"}
 # Each of these makes speech, so each counts against a rate limit, well-formed or not.
 SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long"}

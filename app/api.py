@@ -147,8 +147,8 @@ def index() -> AnyResponse:
         service="supertonic-server",
         version=service_version(),
         model=_model(workers),
-        voices=_voices(workers),
-        languages=_languages(workers),
+        voices=voices_of(workers),
+        languages=languages_of(workers),
         device=workers[0].device if workers else None,
         workers=[_worker(worker) for worker in workers],
         batch=_batch(workers),
@@ -166,10 +166,10 @@ def voices() -> Response:
     return jsonify(
         voices=[
             {"id": voice, "name": voice, "gender": "male" if voice[0] == "M" else "female"}
-            for voice in _voices(workers)
+            for voice in voices_of(workers)
         ],
         languages=[
-            {"code": code, "name": LANGUAGE_NAMES.get(code, code)} for code in _languages(workers)
+            {"code": code, "name": LANGUAGE_NAMES.get(code, code)} for code in languages_of(workers)
         ],
         defaults=defaults,
         limits={
@@ -200,9 +200,12 @@ def readyz() -> Response:
 
 @api.get("/metrics")
 def metrics() -> Response:
-    wanted = request.accept_mimetypes
-    is_scraper = "openmetrics" in str(wanted) or "text/plain" in str(wanted)
-    if is_scraper or request.args.get("format") == "prometheus":
+    accepted = str(request.accept_mimetypes)
+    is_scraper = "openmetrics" in accepted or "text/plain" in accepted
+    wanted = request.args.get("format", "prometheus" if is_scraper else "json")
+    if wanted not in ("json", "prometheus"):
+        raise field_problem("format", wanted, "must be json or prometheus")
+    if wanted == "prometheus":
         return prometheus_metrics(speech())
     return jsonify(json_metrics(speech()))
 
@@ -221,10 +224,11 @@ def dead_letters() -> Response:
 def config_batch() -> Response:
     """Change the batch limits on every worker; answers with what is in force then."""
     check_admin()
-    data = read_json(request) if request.get_data() else dict(request.args)
-    if isinstance(data, dict):
-        data.pop("api_key", None)
-    body = validate(BatchBody, data)
+    asked: dict[str, Any] = {k: v for k, v in request.args.items() if k != "api_key"}
+    data = read_json(request) if request.get_data() else {}
+    # What the body says counts, and what the query says has to be right as well.
+    asked = validate(BatchBody, asked).model_dump(exclude_none=True)
+    body = validate(BatchBody, asked | data if isinstance(data, dict) else data)
     if body.max_batch_size is None and body.max_wait_time_ms is None:
         raise Problem(422, "Send max_batch_size, max_wait_time_ms or both.")
     speech().records.set_batch(body.max_batch_size, body.max_wait_time_ms)
@@ -256,13 +260,13 @@ def _workers_following(body: BatchBody, give_up_at: float) -> list[WorkerRecord]
         time.sleep(0.05)
 
 
-def _voices(workers: list[WorkerRecord]) -> list[str]:
+def voices_of(workers: list[WorkerRecord]) -> list[str]:
     served = {voice for worker in workers for voice in worker.voices}
     known = [voice for voice in VOICES if voice in served or not served]
     return known + sorted(served - set(VOICES))
 
 
-def _languages(workers: list[WorkerRecord]) -> list[str]:
+def languages_of(workers: list[WorkerRecord]) -> list[str]:
     served = {code for worker in workers for code in worker.languages}
     return [code for code in LANGUAGES if code in served or not served]
 

@@ -1,14 +1,33 @@
 """gunicorn's configuration: ``gunicorn -c app/gunicorn.py 'app:create_app()'``."""
 
+import json
 from typing import Any
 
+from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
+from app.errors import TITLES, Problem
 from app.keys import Keyring
 from app.slow import READING
+from tasks.redact import redact
 from tasks.settings import Settings
 
 _settings = Settings.from_env()
+
+
+def write_problem(sock: Any, status: int, reason: str, detail: str) -> None:
+    """In place of gunicorn's HTML, for requests so wrong that the application never sees them."""
+    problem = Problem(status, redact(detail)).body() | {"title": TITLES.get(status, reason)}
+    body = json.dumps(problem).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n"
+        f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    util.write_nonblock(sock, head.encode() + body)
+
+
+# There is no hook for it.
+util.write_error = write_problem
 
 
 class Worker(ThreadWorker):

@@ -26,6 +26,8 @@ from tasks.webhooks import Delivery
 
 job_routes = Blueprint("jobs", __name__)
 
+EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
+
 
 def long_jobs() -> LongJobs:
     service: LongJobs = current_app.extensions["long_jobs"]
@@ -203,24 +205,26 @@ def _sound_so_far(job: Job) -> Response:
 @job_routes.get("/jobs/<job_id>/events")
 def job_events(job_id: str) -> Response:
     job, pieces = _find(job_id)
-    seen, start = _last_event_id()
+    (seen, start), with_audio = _last_event_id(), _flag("audio", default=True)
     if job.state.is_final and seen > job.count:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
-    with_audio = _flag("audio", default=True)
     return sse_response(speech(), job, pieces, seen - 1, start=start, with_audio=with_audio)
 
 
 def _last_event_id() -> tuple[int, int]:
-    """The last event the client has seen, -1 for none, and samples of the chunk after it."""
-    text = request.headers.get("Last-Event-ID", request.args.get("last_event_id", ""))
-    if text == "":
-        return -1, 0
-    # Longer than any real one, and Python refuses to read thousands of digits.
-    if not re.fullmatch(r"[0-9]{1,12}(\+[0-9]{1,12})?", text):
-        detail = "must be the id of an event, such as 3 or 3+24576"
-        raise field_problem("Last-Event-ID", text, detail)
-    seen, _, start = text.partition("+")
+    """The last event the client has seen, -1 for none, and samples of the chunk after it. The
+    header counts more than the query.
+    """
+    seen, start = "-1", "0"
+    for name, values in (("last_event_id", request.args), ("Last-Event-ID", request.headers)):
+        text = values.get(name)
+        if text is None:
+            continue
+        # Longer than any real one, and Python refuses to read thousands of digits.
+        if not re.fullmatch(EVENT_ID, text):
+            raise field_problem(name, text, "must be the id of an event, such as 3 or 3+24576")
+        seen, _, start = text.partition("+")
     return int(seen), int(start or 0)
 
 

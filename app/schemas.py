@@ -19,11 +19,19 @@ MAX_ERRORS = 20
 # A field nobody knows may hold what must not come back in an answer, nor stay in a client's log.
 SECRET_WORDS = ("key", "token", "secret", "password", "auth")
 
-Steps = Annotated[int, Field(strict=True, ge=STEPS[0], le=STEPS[1])]
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 8.0 is 8."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Steps = Annotated[int, Field(strict=True, ge=STEPS[0], le=STEPS[1]), BeforeValidator(_whole)]
 Speed = Annotated[float, Field(strict=True, ge=SPEED[0], le=SPEED[1])]
 Pause = Annotated[float, Field(strict=True, ge=PAUSE_S[0], le=PAUSE_S[1])]
-Seed = Annotated[int, Field(strict=True, ge=SEED[0], le=SEED[1])]
-ChunkChars = Annotated[int, Field(strict=True, ge=CHUNK_CHARS[0], le=CHUNK_CHARS[1])]
+Seed = Annotated[int, Field(strict=True, ge=SEED[0], le=SEED[1]), BeforeValidator(_whole)]
+ChunkChars = Annotated[
+    int, Field(strict=True, ge=CHUNK_CHARS[0], le=CHUNK_CHARS[1]), BeforeValidator(_whole)
+]
 
 
 class _Body(BaseModel):
@@ -177,7 +185,7 @@ def _field_error(schema: type[_Body], error: Any) -> dict[str, Any]:
     return {"field": field, "value": value, "detail": detail}
 
 
-_RANGES = {
+ALLOWED = {
     "steps": f"a whole number from {STEPS[0]} to {STEPS[1]}",
     "speed": f"a number from {SPEED[0]} to {SPEED[1]}",
     "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
@@ -198,7 +206,7 @@ _RANGES = {
 
 def _allowed(schema: type[_Body], field: str, error: Any) -> str:
     if error["type"] == "missing":
-        return f"is required: {_RANGES[field]}"
+        return f"is required: {ALLOWED[field]}"
     if field not in schema.model_fields:
         return f"is not a known field; known are {', '.join(schema.model_fields)}"
-    return f"must be {_RANGES[field]}" if field in _RANGES else str(error["msg"])
+    return f"must be {ALLOWED[field]}" if field in ALLOWED else str(error["msg"])

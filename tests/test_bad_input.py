@@ -38,7 +38,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     *(("language", value, "one of en, es, fr, ko, pt") for value in ("xx", "EN", "", HALF)),
     ("language", None, "GET /voices"),
     *(("speed", value, SPEED) for value in (0.49, 2.01, 0, -1, "fast", "1.0", None, True, [1])),
-    *(("steps", value, STEPS) for value in (0, 51, -1, 2.5, 2.0, True, "5", None, 10**400)),
+    *(("steps", value, STEPS) for value in (0, 51, -1, 2.5, True, "5", None, 10**400)),
     *(("seed", value, SEED) for value in (-1, 2**32, 1.5, "7", True)),
     *(("pause_s", value, PAUSE) for value in (-0.1, 3.01, "1", None, True)),
     *(("output_format", value, '"base64" or "wav"') for value in ("mp3", "WAV", 5, None)),

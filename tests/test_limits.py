@@ -139,6 +139,7 @@ def test_addresses_of_one_ipv6_network_are_one_caller(fresh: Stack) -> None:
         (b"[" * 100_000, {}, 400, "not valid JSON"),
         (b"\x1f\x8b\x08\x00", {"Content-Encoding": "gzip"}, 415, "send the body as it is"),
         (b'{"text": "a", "api_key": "hush"}', {}, 422, "is not a known field"),
+        (b'{"text": "?", "steps": 8.0}', {}, 422, "nothing to say"),
         (b" " * 1_000_001, {}, 413, "larger than 1000000 bytes"),
     ],
 )
@@ -164,7 +165,10 @@ def test_tricks_with_json_are_refused(
 def test_a_head_over_the_limits_is_refused(limited: Stack, head: bytes) -> None:
     with socket.create_connection(("127.0.0.1", limited.port), timeout=10) as sock:
         sock.sendall(head)
-        assert sock.recv(100).split()[1] in (b"400", b"414", b"431")
+        with sock.makefile("rb") as reader:
+            answer = reader.read()
+    assert answer.split()[1] in (b"400", b"414", b"431")
+    assert b"application/problem+json" in answer and b'"detail": "' in answer
 
 
 # -- how slowly ------------------------------------------------------------------------------

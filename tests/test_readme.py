@@ -270,7 +270,7 @@ def test_every_route_has_an_example_and_none_is_invented() -> None:
     named = {path.partition("?")[0] for _, path in ROUTE.findall(text)}
     assert named <= paths
     called = {
-        re.sub(r"/\$JOB", "/{id}", path) for path in re.findall(rf"{ADDRESS}(/[\w/$]*)", text)
+        re.sub(r"/\$JOB", "/{id}", path) for path in re.findall(rf"{ADDRESS}(/[\w/$.]*)", text)
     }
     assert called == paths
 

@@ -1,0 +1,175 @@
+"""What the OpenAPI document says about each route beyond its address and method.
+
+One entry per route, by endpoint; the document cannot be made while one is missing or too many.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from app import answers, schemas
+from tasks.messages import State
+
+JSON, WAV, SSE = "application/json", "audio/wav", "text/event-stream"
+EXAMPLE = {"text": "Good morning. How are you?", "voice": "F1", "language": "en"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    schema: dict[str, Any]
+    description: str
+    place: str = "query"
+
+
+@dataclass(frozen=True)
+class Good:
+    """An answer that is no problem. ``content`` maps media types to models, None for raw bytes."""
+
+    description: str
+    content: Mapping[str, type[BaseModel] | None] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    summary: str
+    good: Mapping[int, Good]
+    # Statuses of problems besides those that every route has.
+    problems: tuple[int, ...] = ()
+    body: type[BaseModel] | None = None
+    is_body_needed: bool = True
+    example: Mapping[str, Any] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
+    description: str = ""
+    needs_redis: bool = True
+
+
+RANGE = {"type": "string", "pattern": r"^bytes=[0-9]{1,9}-$"}
+EVENT_ID = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999}
+FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
+JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate")
+AUDIO = Good("the sound", {JSON: answers.SpeechAnswer, WAV: None}, JOB_HEADERS)
+EVENTS = Good("events, see `x-events`", {SSE: None}, ("X-Job-Id",))
+# Reading a body and speaking a text.
+SPEAKING = (400, 413, 415, 422, 429, 500)
+
+OPERATIONS: dict[str, Operation] = {
+    "api.synthesize": Operation(
+        "Speak a text; answer when all of it is spoken",
+        {200: AUDIO},
+        (*SPEAKING, 409),
+        schemas.FileBody,
+        example=EXAMPLE | {"output_format": "wav"},
+    ),
+    "api.synthesize_stream": Operation(
+        "Speak a text; send each chunk as it is ready",
+        {200: EVENTS},
+        SPEAKING,
+        schemas.StreamBody,
+        example=EXAMPLE,
+    ),
+    "jobs.synthesize_long": Operation(
+        "Accept a long text as a job",
+        {
+            202: Good("the job", {JSON: answers.JobAnswer}, ("Location",)),
+            200: Good("with wait=true: the sound", AUDIO.content),
+        },
+        (*SPEAKING, 409),
+        schemas.LongBody,
+        example=EXAMPLE,
+        parameters=(Parameter("wait", FLAG, "answer once everything is spoken"),),
+    ),
+    "jobs.list_jobs": Operation(
+        "List long jobs, the newest first",
+        {200: Good("jobs", {JSON: answers.JobList})},
+        (422,),
+        parameters=(
+            Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "at most"),
+            Parameter("state", {"type": "string", "enum": list(State)}, "only those"),
+        ),
+    ),
+    "jobs.get_job": Operation(
+        "State and progress of a job", {200: Good("the job", {JSON: answers.JobAnswer})}, (404,)
+    ),
+    "jobs.delete_job": Operation(
+        "Cancel a running job, remove an ended one",
+        {200: Good("the job as it was left", {JSON: answers.DeletedJob})},
+        (404,),
+    ),
+    "jobs.job_audio": Operation(
+        "The finished WAV, whole or in ranges",
+        {
+            200: Good("the file", {WAV: None}, ("Accept-Ranges", "ETag")),
+            206: Good("the range", {WAV: None}, ("Content-Range",)),
+            304: Good("not changed"),
+        },
+        (404, 409, 410, 416),
+        parameters=(Parameter("Range", RANGE, "such as bytes=0-999", "header"),),
+    ),
+    "jobs.job_events": Operation(
+        "Events of a job, from the beginning or from where you left",
+        {200: EVENTS, 204: Good("everything has been seen")},
+        (404, 422),
+        parameters=(
+            Parameter("audio", FLAG, "false leaves the sound out"),
+            Parameter("last_event_id", EVENT_ID, "as Last-Event-ID"),
+            Parameter("Last-Event-ID", EVENT_ID, "the last event seen", "header"),
+        ),
+    ),
+    "__flask_sock.synthesize": Operation(
+        "Texts in, binary frames out, over a WebSocket",
+        {101: Good("the WebSocket")},
+        (400,),
+        description=(
+            'Send {"type": "speak", …} with the fields of a stream, or {"type": "cancel"}. Each '
+            "chunk message is followed by one binary frame: signed 16-bit little-endian samples."
+        ),
+        needs_redis=False,
+    ),
+    "api.index": Operation(
+        "Health; browsers are sent to the page",
+        {200: Good("health", {JSON: answers.Health}), 302: Good("to the page", {}, ("Location",))},
+    ),
+    "api.voices": Operation(
+        "Voices, languages, defaults, limits", {200: Good("voices", {JSON: answers.Voices})}
+    ),
+    "api.livez": Operation(
+        "This process answers", {200: Good("alive", {JSON: answers.Alive})}, needs_redis=False
+    ),
+    "api.readyz": Operation(
+        "Redis answers and a worker is ready to speak",
+        {200: Good("ready", {JSON: answers.Ready})},
+    ),
+    "api.metrics": Operation(
+        "Figures, as JSON or for Prometheus",
+        {200: Good("figures", {JSON: answers.Figures, "text/plain": None})},
+        (422,),
+        parameters=(
+            Parameter("format", {"type": "string", "enum": ["json", "prometheus"]}, "which"),
+        ),
+    ),
+    "api.config_batch": Operation(
+        "Change the batch limits while running",
+        {200: Good("what is in force now", {JSON: answers.BatchAnswer})},
+        (400, 413, 415, 422, 504),
+        schemas.BatchBody,
+        is_body_needed=False,
+        example={"max_batch_size": 32},
+        parameters=(
+            Parameter(
+                "max_batch_size", {"type": "integer", "minimum": 1, "maximum": 256}, "chunks"
+            ),
+            Parameter("max_wait_time_ms", {"type": "number", "minimum": 0, "maximum": 1000}, "ms"),
+        ),
+        description="Needs the admin key; without one set, only the same machine may.",
+    ),
+    "pages.ui": Operation(
+        "The page", {200: Good("the page", {"text/html": None})}, needs_redis=False
+    ),
+    "openapi.document": Operation(
+        "This document", {200: Good("OpenAPI 3.1", {JSON: None})}, needs_redis=False
+    ),
+}
