@@ -60,7 +60,10 @@ class Accepted(Answer):
 
 
 class ChunkEvent(Answer):
-    """Event ``chunk``; ``audio_base64`` is a complete WAV, absent with ``audio=false``."""
+    """Event ``chunk``; ``audio_base64`` is a complete WAV, absent with ``audio=false``.
+
+    Of a chunk in slices only the last brings the timings.
+    """
 
     index: int
     total: int
@@ -68,9 +71,11 @@ class ChunkEvent(Answer):
     n_samples: int
     sample_rate: int
     text: str
-    batch_size: int
-    queue_time_ms: float
-    inference_time_ms: float
+    start_sample: int | None = None
+    is_last_slice: bool | None = None
+    batch_size: int | None = None
+    queue_time_ms: float | None = None
+    inference_time_ms: float | None = None
     audio_base64: str | None = None
 
 
@@ -116,6 +121,16 @@ class JobLinks(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class WebhookDelivery(Answer):
+    url: str
+    state: Literal["waiting", "delivered", "failed"]
+    attempts: int
+    next_attempt_at: float | None
+    last_status: int | None
+    last_error: str | None
+    delivered_at: float | None
+
+
 class JobAnswer(Answer):
     job_id: str
     kind: Kind
@@ -125,9 +140,11 @@ class JobAnswer(Answer):
     chunks_done: int
     duration_seconds: float
     eta_seconds: float | None
+    queue_position: int | None
     created_at: float
     started_at: float | None
     finished_at: float | None
+    expires_at: float | None
     error: str | None
     seed: int
     voice: str
@@ -138,6 +155,7 @@ class JobAnswer(Answer):
     text_preview: str
     characters: int
     warnings: list[str]
+    webhook: WebhookDelivery | None
     links: JobLinks
 
 
@@ -149,6 +167,7 @@ class DeletedJob(JobAnswer):
 
 class JobList(Answer):
     jobs: list[JobAnswer]
+    next_cursor: str | None
 
 
 # -- voices, health, figures -----------------------------------------------------------------

@@ -16,7 +16,7 @@ from app.api import check_done, file_answer, speech
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
 from app.job_sound import json_with_sound, so_far, whole_file
-from app.schemas import LongBody, read_json, validate
+from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import wav_bytes
 from tasks.celery import send_advance
@@ -25,8 +25,6 @@ from tasks.messages import Job, Kind, Piece, State
 from tasks.webhooks import Delivery
 
 job_routes = Blueprint("jobs", __name__)
-
-EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
 
 
 def long_jobs() -> LongJobs:
@@ -175,8 +173,8 @@ def _held(job: Job, wanted: State) -> Response:
 
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
-    job, pieces = _find(job_id)
-    if job.state is not State.DONE and _flag("partial") and job.kind is Kind.LONG:
+    (job, pieces), is_partial = _find(job_id), _flag("partial")
+    if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
         return _sound_so_far(job)
     if job.state is not State.DONE:
         detail = f"The job is {job.state.value}; its audio exists once it is done."

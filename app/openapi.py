@@ -29,6 +29,7 @@ HEADERS = {
     "Accept-Ranges": "`bytes`",
     "Content-Range": "which part this is",
     "ETag": "changes when the file does",
+    "Idempotent-Replayed": "`true` when the job was there already",
     "Location": "where to look next",
     "Retry-After": "seconds",
     "RateLimit": "what is left, where a rate limit is set",

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app import answers, schemas
+from app.accepting import MAX_KEY_CHARS
 from tasks.messages import State
 
 JSON, WAV, SSE = "application/json", "audio/wav", "text/event-stream"
@@ -47,9 +48,15 @@ class Operation:
     needs_redis: bool = True
 
 
+IDEMPOTENCY_KEY = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9]([ -~]*[A-Za-z0-9])?$",
+    "maxLength": MAX_KEY_CHARS,
+}
 RANGE = {"type": "string", "pattern": r"^bytes=[0-9]{1,9}-$"}
-EVENT_ID = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999}
+EVENT_ID = {"type": "string", "pattern": f"^{schemas.EVENT_ID}$"}
 FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
+LONG_HEADERS = ("Location", "Idempotent-Replayed")
 JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate")
 AUDIO = Good("the sound", {JSON: answers.SpeechAnswer, WAV: None}, JOB_HEADERS)
 EVENTS = Good("events, see `x-events`", {SSE: None}, ("X-Job-Id",))
@@ -74,13 +81,16 @@ OPERATIONS: dict[str, Operation] = {
     "jobs.synthesize_long": Operation(
         "Accept a long text as a job",
         {
-            202: Good("the job", {JSON: answers.JobAnswer}, ("Location",)),
-            200: Good("with wait=true: the sound", AUDIO.content),
+            202: Good("the job", {JSON: answers.JobAnswer}, LONG_HEADERS),
+            200: Good("with wait=true: the sound", AUDIO.content, LONG_HEADERS),
         },
-        (*SPEAKING, 409),
+        (*SPEAKING, 409, 410),
         schemas.LongBody,
         example=EXAMPLE,
-        parameters=(Parameter("wait", FLAG, "answer once everything is spoken"),),
+        parameters=(
+            Parameter("wait", FLAG, "answer once everything is spoken"),
+            Parameter("Idempotency-Key", IDEMPOTENCY_KEY, "the same key, the same job", "header"),
+        ),
     ),
     "jobs.list_jobs": Operation(
         "List long jobs, the newest first",
@@ -89,6 +99,7 @@ OPERATIONS: dict[str, Operation] = {
         parameters=(
             Parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "at most"),
             Parameter("state", {"type": "string", "enum": list(State)}, "only those"),
+            Parameter("cursor", {"type": "string"}, "next_cursor of the page before"),
         ),
     ),
     "jobs.get_job": Operation(
@@ -99,6 +110,12 @@ OPERATIONS: dict[str, Operation] = {
         {200: Good("the job as it was left", {JSON: answers.DeletedJob})},
         (404,),
     ),
+    "jobs.pause_job": Operation(
+        "Hold a long job", {200: Good("the job", {JSON: answers.JobAnswer})}, (404, 409)
+    ),
+    "jobs.resume_job": Operation(
+        "Let a paused job go on", {200: Good("the job", {JSON: answers.JobAnswer})}, (404, 409)
+    ),
     "jobs.job_audio": Operation(
         "The finished WAV, whole or in ranges",
         {
@@ -106,8 +123,11 @@ OPERATIONS: dict[str, Operation] = {
             206: Good("the range", {WAV: None}, ("Content-Range",)),
             304: Good("not changed"),
         },
-        (404, 409, 410, 416),
-        parameters=(Parameter("Range", RANGE, "such as bytes=0-999", "header"),),
+        (404, 409, 410, 416, 422),
+        parameters=(
+            Parameter("Range", RANGE, "such as bytes=0-999", "header"),
+            Parameter("partial", FLAG, "what there is of a job that is not done"),
+        ),
     ),
     "jobs.job_events": Operation(
         "Events of a job, from the beginning or from where you left",

@@ -28,8 +28,8 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#,\s]+")
 ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Range, X-API-Key"
 EXPOSED_HEADERS = (
-    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, RateLimit, "
-    "RateLimit-Policy, Retry-After, X-Job-Id, X-Sample-Rate, X-Seed, X-Warnings"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotent-Replayed, Location, "
+    "RateLimit, RateLimit-Policy, Retry-After, X-Job-Id, X-Sample-Rate, X-Seed, X-Warnings"
 )
 PREFLIGHT_S = 600
 

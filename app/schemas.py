@@ -14,6 +14,8 @@ SPEED = (0.5, 2.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
+# A chunk, and samples of the one after it: 3, or 3+24576.
+EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
 # Mistakes told in one answer.
 MAX_ERRORS = 20
 # A field nobody knows may hold what must not come back in an answer, nor stay in a client's log.
