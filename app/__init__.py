@@ -18,6 +18,7 @@ from app.job_routes import job_routes
 from app.jobs import Speech
 from app.keys import Keyring
 from app.limits import SpeechLimit
+from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
 from app.schemas import take_body
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)
     app.register_blueprint(pages)
+    app.register_blueprint(openai_api)
     app.register_blueprint(openapi)
     stream.sock.init_app(app)
     if settings.proxies:

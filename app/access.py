@@ -13,7 +13,7 @@ from app.limits import SpeechLimit, Standing
 PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics", "/openapi.json"}
 ADMIN_PATHS = {"/config/batch", "/dead-letters"}
 # Each of these makes speech, so each counts against a rate limit, well-formed or not.
-SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long"}
+SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long", "/v1/audio/speech"}
 # What proxies add; behind one, everybody seems to be this machine.
 FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 

@@ -282,3 +282,46 @@ class Figures(Answer):
 class BatchAnswer(Answer):
     batch: BatchLimits
     workers: list[WorkerLimits]
+
+
+# -- OpenAI's --------------------------------------------------------------------------------
+
+
+class ErrorFacts(Answer):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(Answer):
+    error: ErrorFacts
+
+
+class ListedModel(Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Answer):
+    object: Literal["list"]
+    data: list[ListedModel]
+
+
+class SpeechModel(Answer):
+    id: str
+
+
+class SpeechModels(Answer):
+    models: list[SpeechModel]
+
+
+class SpeechVoice(Answer):
+    id: str
+    name: str
+
+
+class SpeechVoices(Answer):
+    voices: list[SpeechVoice]

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import redis
-from flask import Flask, Response, json, jsonify
+from flask import Flask, Response, has_request_context, json, jsonify, request
 from gunicorn.http.errors import ParseException
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
@@ -37,6 +37,11 @@ TITLES = {
     503: "The service cannot take this request now",
     504: "The result did not come in time",
 }
+
+
+# What OpenAI calls some of them.
+ENVELOPED_AS_400 = {413, 415, 422}
+CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
 
 
 class Problem(Exception):
@@ -70,10 +75,27 @@ class Problem(Exception):
             body["errors"] = self.errors
         return body | self.extra
 
+    def envelope(self) -> dict[str, Any]:
+        """The same as OpenAI's clients expect it."""
+        status = self.envelope_status
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        field = self.errors[0]["field"] if self.errors else None
+        code = CODES.get(self.status)
+        return {"error": {"message": self.detail, "type": kind, "param": field, "code": code}}
+
+    @property
+    def envelope_status(self) -> int:
+        """Their SDKs know 400 for every mistake in a request."""
+        return 400 if self.status in ENVELOPED_AS_400 else self.status
+
     def response(self) -> Response:
-        response = jsonify(self.body())
-        response.status_code = self.status
-        response.content_type = "application/problem+json"
+        if has_request_context() and request.path.startswith("/v1/"):
+            response = jsonify(self.envelope())
+            response.status_code = self.envelope_status
+        else:
+            response = jsonify(self.body())
+            response.status_code = self.status
+            response.content_type = "application/problem+json"
         if self.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after_s is not None:

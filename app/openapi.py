@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.access import PUBLIC, keyring
-from app.answers import EVENTS, Problem
+from app.answers import EVENTS, ErrorEnvelope, Problem
 from app.api import languages_of, service_version, speech, voices_of
-from app.errors import TITLES
+from app.errors import ENVELOPED_AS_400, TITLES
+from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
-from app.schemas import ALLOWED
+from app.schemas import ALLOWED, Body
 
 openapi = Blueprint("openapi", __name__)
 
@@ -89,7 +90,9 @@ def _operation(endpoint: str, path: str, operation: Operation) -> dict[str, Any]
     statuses |= {401} if is_closed else set()
     statuses |= {503} if operation.needs_redis else set()
     responses = {str(status): _good(good) for status, good in operation.good.items()}
-    responses |= {str(status): _problem(status) for status in sorted(statuses)}
+    if path.startswith("/v1/"):
+        statuses -= ENVELOPED_AS_400
+    responses |= {str(status): _problem(status, path) for status in sorted(statuses)}
     described: dict[str, Any] = {
         "operationId": endpoint.replace(".", "_"),
         "summary": operation.summary,
@@ -137,11 +140,15 @@ def _good(good: Good) -> dict[str, Any]:
     )
 
 
-def _problem(status: int) -> dict[str, Any]:
+def _problem(status: int, path: str) -> dict[str, Any]:
+    # Errors that gunicorn finds before it knows the path are problems everywhere.
+    content = {PROBLEM: {"schema": _ref(Problem)}}
+    if path.startswith("/v1/"):
+        content |= {JSON: {"schema": _ref(ErrorEnvelope)}}
     return {
         "description": TITLES[status],
         "headers": _headers(PROBLEM_HEADERS.get(status, ())),
-        "content": {PROBLEM: {"schema": _ref(Problem)}},
+        "content": content,
     }
 
 
@@ -155,10 +162,10 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
 
 def _schemas() -> dict[str, Any]:
     """All models, with what only the running server knows: limits, voices, languages."""
-    bodies = {each.body for each in OPERATIONS.values() if each.body is not None}
+    bodies: set[type[Body]] = {each.body for each in OPERATIONS.values() if each.body is not None}
     good = [good for each in OPERATIONS.values() for good in each.good.values()]
     told = {model for each in good for model in each.content.values() if model is not None}
-    told |= {Problem, *EVENTS.values()}
+    told |= {Problem, ErrorEnvelope, *EVENTS.values()}
     _, made = models_json_schema(
         [(model, "validation") for model in sorted(bodies, key=lambda model: model.__name__)]
         + [(model, "serialization") for model in sorted(told, key=lambda model: model.__name__)],
@@ -170,13 +177,16 @@ def _schemas() -> dict[str, Any]:
     except redis.RedisError:
         workers = []
     settings = speech().settings
-    known = {
+    known: dict[str, dict[str, Any]] = {
         "text": {"minLength": 1, "maxLength": settings.max_text_chars},
+        "input": {"minLength": 1, "maxLength": settings.max_text_chars},
         "voice": {"enum": voices_of(workers)},
         "language": {"enum": languages_of(workers)},
     }
     for model in bodies:
         for name, schema in schemas[model.__name__]["properties"].items():
             schema |= known.get(name, {})
-            schema["description"] = ALLOWED[name]
+            schema["description"] = (ALLOWED | model.allowed)[name]
+    # Either of OpenAI's names or ours; more are tolerated than can be listed.
+    schemas["V1Body"]["properties"]["voice"]["enum"] = [*known["voice"]["enum"], *VOICE_NAMES]
     return schemas

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from app import answers, schemas
 from app.accepting import MAX_KEY_CHARS
+from app.encoding import MEDIA_TYPES
 from tasks.messages import State
 
 JSON, WAV, SSE = "application/json", "audio/wav", "text/event-stream"
@@ -40,7 +41,7 @@ class Operation:
     good: Mapping[int, Good]
     # Statuses of problems besides those that every route has.
     problems: tuple[int, ...] = ()
-    body: type[BaseModel] | None = None
+    body: type[schemas.Body] | None = None
     is_body_needed: bool = True
     example: Mapping[str, Any] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
@@ -60,6 +61,7 @@ LONG_HEADERS = ("Location", "Idempotent-Replayed")
 JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate")
 AUDIO = Good("the sound", {JSON: answers.SpeechAnswer, WAV: None}, JOB_HEADERS)
 EVENTS = Good("events, see `x-events`", {SSE: None}, ("X-Job-Id",))
+SOUNDS = dict.fromkeys(MEDIA_TYPES.values())
 # Reading a body and speaking a text.
 SPEAKING = (400, 413, 415, 422, 429, 500)
 
@@ -188,6 +190,25 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "pages.ui": Operation(
         "The page", {200: Good("the page", {"text/html": None})}, needs_redis=False
+    ),
+    "openai.create_speech": Operation(
+        "Speak a text, as OpenAI's interface has it",
+        {200: Good("the sound", SOUNDS | {SSE: None}, JOB_HEADERS)},
+        (409, 429),
+        schemas.V1Body,
+        example={"model": "tts-1", "voice": "nova", "input": "Good evening."},
+    ),
+    "openai.list_models": Operation(
+        "Models, as OpenAI lists them", {200: Good("models", {JSON: answers.ModelList})}
+    ),
+    "openai.get_model": Operation(
+        "One of them", {200: Good("the model", {JSON: answers.ListedModel})}, (404,)
+    ),
+    "openai.list_speech_models": Operation(
+        "Models, as Open WebUI asks for them", {200: Good("models", {JSON: answers.SpeechModels})}
+    ),
+    "openai.list_voices": Operation(
+        "Voices, under our names and OpenAI's", {200: Good("voices", {JSON: answers.SpeechVoices})}
     ),
     "openapi.document": Operation(
         "This document", {200: Good("OpenAPI 3.1", {JSON: None})}, needs_redis=False

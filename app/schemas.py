@@ -1,7 +1,7 @@
 """What clients may send, checked at the edge so that nothing further in has to check again."""
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import Request, current_app, request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -11,6 +11,7 @@ from app.slow import READING
 
 STEPS = (1, 50)
 SPEED = (0.5, 2.0)
+V1_SPEED = (0.25, 4.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
@@ -36,11 +37,14 @@ ChunkChars = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    # What to say of fields that mean something else than in other bodies.
+    allowed: ClassVar[dict[str, str]] = {}
 
-class SpeechBody(_Body):
+
+class SpeechBody(Body):
     """Fields of every request for speech. Voices and languages are checked against the model."""
 
     text: Annotated[str, Field(strict=True)]
@@ -82,13 +86,41 @@ class LongBody(FileBody):
     webhook_url: Annotated[str, Field(strict=True)] | None = None
 
 
+def _voice_name(value: Any) -> Any:
+    """OpenAI's clients may send ``{"id": …}``."""
+    return value["id"] if isinstance(value, dict) and isinstance(value.get("id"), str) else value
+
+
+class V1Body(Body):
+    """POST /v1/audio/speech. From ``language`` on the fields are this server's own."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    input: Annotated[str, Field(strict=True)]
+    model: Annotated[str, Field(strict=True)] = "tts-1"
+    voice: Annotated[str, Field(strict=True), BeforeValidator(_voice_name)] = "alloy"
+    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
+    speed: Annotated[float, Field(strict=True, ge=V1_SPEED[0], le=V1_SPEED[1])] = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    language: Annotated[str, Field(strict=True)] = "en"
+    steps: Steps | None = None
+    seed: Seed | None = None
+    pause_s: Pause = 0.3
+    sample_rate: Literal[16000, 22050, 24000, 44100, 48000] | None = None
+
+    allowed: ClassVar[dict[str, str]] = {
+        "speed": f"a number from {V1_SPEED[0]} to {V1_SPEED[1]}",
+        "voice": "the name of a voice, as GET /v1/audio/voices lists them",
+    }
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
 
 
-class BatchBody(_Body):
+class BatchBody(Body):
     """POST /config/batch. Not strict: in a query string every number is text."""
 
     max_batch_size: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=256)] | None = None
@@ -97,7 +129,7 @@ class BatchBody(_Body):
     )
 
 
-T = TypeVar("T", bound=_Body)
+T = TypeVar("T", bound=Body)
 
 
 def take_body() -> None:
@@ -176,7 +208,7 @@ def validate(schema: type[T], data: Any) -> T:
         raise Problem(422, detail, errors=errors) from None
 
 
-def _field_error(schema: type[_Body], error: Any) -> dict[str, Any]:
+def _field_error(schema: type[Body], error: Any) -> dict[str, Any]:
     # A union ("a number or null") appends the branch that was tried; the field comes first.
     # No field at all: its name is half a surrogate pair, and given as the input.
     field = shorten(str(error["loc"][0] if error["loc"] else error["input"]))
@@ -201,14 +233,20 @@ ALLOWED = {
     "max_batch_size": "a whole number from 1 to 256",
     "max_wait_time_ms": "a number of milliseconds from 0 to 1000",
     "text": "a string",
+    "input": "the text, a string",
+    "model": "a string; tts-1-hd takes more steps",
+    "response_format": "mp3, opus, flac, wav or pcm",
+    "stream_format": '"audio" or "sse"',
+    "sample_rate": "16000, 22050, 24000, 44100 or 48000, or null for the format's own",
     "voice": "the name of a voice, as GET /voices lists them",
     "language": "the code of a language, as GET /voices lists them",
 }
 
 
-def _allowed(schema: type[_Body], field: str, error: Any) -> str:
+def _allowed(schema: type[Body], field: str, error: Any) -> str:
+    allowed = ALLOWED | schema.allowed
     if error["type"] == "missing":
-        return f"is required: {ALLOWED[field]}"
+        return f"is required: {allowed[field]}"
     if field not in schema.model_fields:
         return f"is not a known field; known are {', '.join(schema.model_fields)}"
-    return f"must be {ALLOWED[field]}" if field in ALLOWED else str(error["msg"])
+    return f"must be {allowed[field]}" if field in allowed else str(error["msg"])

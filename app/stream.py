@@ -65,7 +65,7 @@ def sse_response(
     )
     events = _events(speech, job, items, after < -1, with_audio, not cancel_on_hangup)
     if cancel_on_hangup:
-        events = _cancelling(speech, job, events)
+        events = cancelling(speech, job, events)
     response = Response(events, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache, no-transform"
     # nginx would otherwise hold events back until a buffer is full.
@@ -107,7 +107,7 @@ def _events(
                 yield _ending(job, item, samples)
 
 
-def _cancelling(speech: Speech, job: Job, events: Iterator[bytes]) -> Iterator[bytes]:
+def cancelling(speech: Speech, job: Job, events: Iterator[bytes]) -> Iterator[bytes]:
     """The events, and a cancelled job when the client goes before the end."""
 
     def gone() -> None:

@@ -1,0 +1,182 @@
+"""The interface that clients of OpenAI speak: ``POST /v1/audio/speech`` and the lists beside it.
+
+The same jobs as everywhere, under other names; docs/openai.md says which is which. Errors are in
+OpenAI's envelope (``app/errors.py``), and fields nobody knows are ignored as there.
+"""
+
+import base64
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from app.access import owner_of
+from app.api import check_done, speech, voices_of
+from app.encoding import MEDIA_TYPES, PCM_RATE, Encoder, encoder
+from app.errors import Problem
+from app.follow import Ended, Gap, Spoken, follow
+from app.jobs import Speech
+from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
+from app.stream import cancelling, failure
+from tasks.messages import Job, Kind, Piece
+
+openai_api = Blueprint("openai", __name__)
+
+# Voices that clients offer without asking which there are.
+VOICE_NAMES = {
+    "alloy": "F1",
+    "ash": "M1",
+    "ballad": "M2",
+    "cedar": "M2",
+    "coral": "F2",
+    "echo": "M3",
+    "fable": "M4",
+    "marin": "F1",
+    "nova": "F3",
+    "onyx": "M5",
+    "sage": "F4",
+    "shimmer": "F5",
+    "verse": "M1",
+}
+# There is one model; these names choose how many steps it takes, any other takes the fewest.
+MODEL_STEPS = {"tts-1": 2, "tts-1-hd": 5}
+CREATED = 1_767_225_600
+
+
+@openai_api.post("/v1/audio/speech")
+def create_speech() -> Response:
+    body = validate(V1Body, read_json(request))
+    job, pieces = _submit(body)
+    rate = body.sample_rate or (PCM_RATE if body.response_format == "pcm" else job.sample_rate)
+    sound = encoder(body.response_format, job.sample_rate, rate)
+    parts = cancelling(speech(), job, _sound(speech(), job, pieces, sound))
+    # Until the first is there, a failure can still be told by the status.
+    parts = chain([next(parts)], parts)
+    if body.stream_format == "sse":
+        response = Response(
+            _events(speech(), job, parts), content_type="text/event-stream; charset=utf-8"
+        )
+    else:
+        response = Response(parts, content_type=MEDIA_TYPES[body.response_format])
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    response.headers["X-Accel-Buffering"] = "no"
+    response.headers["X-Job-Id"] = job.job_id
+    response.headers["X-Seed"] = str(job.request.seed)
+    response.headers["X-Sample-Rate"] = str(sound.rate)
+    return response
+
+
+def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
+    native = SpeechBody(
+        text=body.input,
+        voice=VOICE_NAMES.get(body.voice.lower(), body.voice),
+        language=body.language,
+        steps=body.steps or MODEL_STEPS.get(body.model, MODEL_STEPS["tts-1"]),
+        # OpenAI's range is wider; the nearest speed is better than none.
+        speed=min(max(body.speed, SPEED[0]), SPEED[1]),
+        seed=body.seed,
+        pause_s=body.pause_s,
+    )
+    try:
+        is_streamed = body.response_format in ("pcm", "wav")
+        return speech().submit(native, Kind.STREAM, owner_of(request), is_streamed)
+    except Problem as problem:
+        for error in problem.errors:
+            if error["field"] == "text":
+                error["field"] = "input"
+                problem.detail = problem.detail.replace("text:", "input:", 1)
+        raise
+
+
+def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> Iterator[bytes]:
+    """The encoded sound in order.
+
+    Raises:
+        Problem: it cannot be completed; what was sent is then cut off, so that nobody takes it
+            for the whole.
+    """
+    for item in follow(service, job, pieces, once=True):
+        match item:
+            case Spoken(pcm=bytes(pcm)):
+                if encoded := sound.encode(pcm):
+                    yield encoded
+            case Gap():
+                raise failure(job, f"the audio of chunk {item.index} was lost")
+            case Ended():
+                check_done(job, item)
+    yield sound.finish()
+
+
+def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:
+    """OpenAI's events. There are no tokens here: characters go in, seconds of sound come out."""
+    n_bytes = 0
+    try:
+        for part in parts:
+            n_bytes += len(part)
+            delta = base64.b64encode(part).decode("ascii")
+            yield _event({"type": "speech.audio.delta", "audio": delta})
+    except Problem as problem:
+        yield _event({"type": "error", **problem.envelope()})
+        return
+    spent = {
+        "input_tokens": len(job.request.text),
+        "output_tokens": math.ceil(_seconds(service, job)),
+    }
+    usage = spent | {"total_tokens": sum(spent.values())}
+    yield _event({"type": "speech.audio.done", "usage": usage})
+
+
+def _seconds(service: Speech, job: Job) -> float:
+    found = service.find(job.job_id)
+    ended = found[0] if found else job
+    return (ended.samples + ended.pause_samples) / ended.sample_rate
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+# -- lists -----------------------------------------------------------------------------------
+
+
+@openai_api.get("/v1/models")
+def list_models() -> Response:
+    return jsonify(object="list", data=[_model(name) for name in _model_names()])
+
+
+@openai_api.get("/v1/models/<name>")
+def get_model(name: str) -> Response:
+    if name not in _model_names():
+        raise Problem(404, f"There is no model {name}; there are {', '.join(_model_names())}.")
+    return jsonify(_model(name))
+
+
+@openai_api.get("/v1/audio/models")
+def list_speech_models() -> Response:
+    return jsonify(models=[{"id": name} for name in _model_names()])
+
+
+@openai_api.get("/v1/audio/voices")
+def list_voices() -> Response:
+    own = voices_of(speech().workers())
+    names = own + [name for name, voice in VOICE_NAMES.items() if voice in own]
+    return jsonify(voices=[{"id": name, "name": name} for name in names])
+
+
+def _model_names() -> list[str]:
+    return [*MODEL_STEPS, *sorted({worker.model for worker in speech().workers()})]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "supertonic-server"}
+
+
+@openai_api.after_request
+def name_request(response: Response) -> Response:
+    job_id = response.headers.get("X-Job-Id")
+    response.headers.setdefault("X-Request-Id", job_id or f"req_{secrets.token_hex(12)}")
+    return response
