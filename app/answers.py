@@ -4,7 +4,7 @@ Routes build plain dictionaries; tests hold their answers against these models, 
 none less. Times are seconds since 1970, durations seconds of sound unless the name says otherwise.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -94,8 +94,8 @@ class DoneEvent(Answer):
     job_id: str
 
 
-class CancelledEvent(Answer):
-    """Event ``cancelled``."""
+class JobEvent(Answer):
+    """Events ``cancelled``, ``paused`` and ``resumed``; the last two have no id."""
 
     job_id: str
 
@@ -106,7 +106,9 @@ EVENTS: dict[str, type[BaseModel]] = {
     "chunk": ChunkEvent,
     "gap": GapEvent,
     "done": DoneEvent,
-    "cancelled": CancelledEvent,
+    "cancelled": JobEvent,
+    "paused": JobEvent,
+    "resumed": JobEvent,
     "error": Problem,
 }
 
@@ -275,8 +277,22 @@ class Figures(Answer):
     average_queue_time_ms: float
     audio_seconds_per_busy_second: float
     queue_sizes: dict[str, int]
+    dead_letters: int
     workers: int
     device_memory_bytes: int
+
+
+class DeadLetter(Answer):
+    """A queue message that nobody could use."""
+
+    at: float
+    queue: str
+    reason: str
+    message: Any
+
+
+class DeadLetters(Answer):
+    dead_letters: list[DeadLetter]
 
 
 class BatchAnswer(Answer):

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from app import answers, schemas
 from app.accepting import MAX_KEY_CHARS
 from app.encoding import MEDIA_TYPES
+from tasks.dead_letters import MAX_LETTERS
 from tasks.messages import State
 
 JSON, WAV, SSE = "application/json", "audio/wav", "text/event-stream"
@@ -169,6 +170,17 @@ OPERATIONS: dict[str, Operation] = {
         parameters=(
             Parameter("format", {"type": "string", "enum": ["json", "prometheus"]}, "which"),
         ),
+    ),
+    "api.dead_letters": Operation(
+        "Queue messages that nobody could use, the latest first",
+        {200: Good("messages", {JSON: answers.DeadLetters})},
+        (422,),
+        parameters=(
+            Parameter(
+                "limit", {"type": "integer", "minimum": 1, "maximum": MAX_LETTERS}, "at most"
+            ),
+        ),
+        description="Needs the admin key; without one set, only the same machine may.",
     ),
     "api.config_batch": Operation(
         "Change the batch limits while running",
