@@ -12,10 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from app.run import ROOT, read_procfile
+from tasks.events import connect
 
 START_LIMIT_S = 60.0
 
@@ -73,11 +78,25 @@ class Service:
         self.wait_for(self.port, "/readyz", 200)
 
     def wait_for(self, port: int, path: str, status: int) -> None:
+        self.wait_until(lambda: get_status(port, path) == status)
+
+    def wait_for_redis(self) -> None:
+        client = connect(self.redis_url)
+
+        def answers() -> bool:
+            with suppress(redis.ConnectionError):
+                return bool(client.ping())
+            return False
+
+        self.wait_until(answers)
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Raises RuntimeError with the logs when a process ends meanwhile, or it takes too long."""
         give_up_at = time.monotonic() + START_LIMIT_S
-        while get_status(port, path) != status:
+        while not is_so():
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
             if ended or time.monotonic() > give_up_at:
-                raise RuntimeError(f"{ended or port}: not ready\n{self._logs()}")
+                raise RuntimeError(f"{ended or 'the service'}: not ready\n{self._logs()}")
             time.sleep(0.1)
 
     def cpu_s(self, name: str) -> float:

@@ -93,8 +93,8 @@ def test_every_stream_of_a_small_burst_is_complete() -> None:
 def test_the_load_harness_reports_every_load_and_its_rival() -> None:
     result = run("bench_service")
     assert result["failed"] == 0
-    named = ("idle", "http")
-    assert all(0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"] for name in named)
+    # Its own batch of 50 ms is in every wait.
+    assert result["chunks_per_s"] > 0 and result["high_wait_p99_ms"] > 50
     loads = result["loads"]
     assert {name.split(", ")[2] for name in loads} == {"service", "in-process"}
     for name, load in loads.items():
