@@ -73,6 +73,14 @@ def test_the_gpu_benchmark_needs_little_beside_torch() -> None:
     subprocess.run([sys.executable, "-c", program % (absent,)], cwd=ROOT, check=True, timeout=120)
 
 
+def test_the_slices_benchmark_compares_with_and_without() -> None:
+    result = run("bench_slices")
+    assert result["failed"] == 0 and len(result["cells"]) == 3
+    for cell in result["cells"].values():
+        for name in ("with", "without"):
+            assert 0 < cell[f"first_p50_ms_{name}"] <= cell[f"whole_p50_ms_{name}"]
+
+
 def test_the_pipeline_benchmark_measures_both_competitors() -> None:
     result = run("bench_pipeline")
     assert result["failed"] == 0
