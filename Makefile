@@ -1,7 +1,7 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine bench-gpu bench-slices \
-	bench-pipeline bench-kills bench-streams builtin clean
+.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
+	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams builtin clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -64,7 +64,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-slices bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
+bench: bench-engine bench-load bench-slices bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
 
 bench-engine: $(ALL)  ## model speed beside ONNX Runtime, no queue (some six minutes)
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
@@ -74,6 +74,9 @@ bench-gpu: $(READY)  ## the engine on a GPU: sound per second, latency, share of
 
 bench-slices: $(ALL)  ## first sound with and without slices, 1 and 50 listeners
 	$(BIN)/python -m benchmarks.bench_slices $(ARGS)
+
+bench-load: $(ALL)  ## how soon a worker is ready, and its memory, full-size weights
+	$(BIN)/python -m benchmarks.bench_load $(ARGS)
 
 bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 	$(BIN)/python -m benchmarks.bench_pipeline $(ARGS)

@@ -23,7 +23,7 @@ from benchmarks.service import Service
 WORKER = "exec celery --quiet -A benchmarks.engine_worker worker --without-mingle --without-gossip"
 TEXTS = {
     "clause": "Good evening, and welcome. More is said behind it, for whoever likes to listen.",
-    "sentence": "A first sentence without a pause in it that is as long as first chunks may become.",
+    "sentence": "A first sentence without a pause in it as long as first chunks may become.",
 }
 
 

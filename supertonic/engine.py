@@ -345,6 +345,8 @@ def load_engine(
     check_precision(precision, device)
     if precision != "float32" and not prepared:
         raise ConfigError(f"precision {precision!r} needs the prepared model; unprepared: float32")
+    # Meanwhile on another core, if there is one: it reads the same file.
+    fingerprint = ThreadPoolExecutor(1).submit(_fingerprint, directory, config, precision)
     with _Unfilled():
         network = Supertonic(config)
     load_weights(network, directory / WEIGHTS_FILE)
@@ -365,7 +367,7 @@ def load_engine(
         name=name,
         description=BUILTIN_DESCRIPTION if is_builtin else f"Supertonic weights in {directory}.",
         is_builtin=is_builtin,
-        fingerprint=_fingerprint(directory, config, precision),
+        fingerprint=fingerprint.result(),
         device=device,
         precision=precision,
     )

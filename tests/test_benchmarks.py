@@ -73,6 +73,15 @@ def test_the_gpu_benchmark_needs_little_beside_torch() -> None:
     subprocess.run([sys.executable, "-c", program % (absent,)], cwd=ROOT, check=True, timeout=120)
 
 
+def test_the_load_benchmark_starts_engines_and_workers(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(asdict(SHALLOW)))
+    result = run("bench_load", "--config", str(config))
+    for cell in (result["float32"], result["bfloat16"]):
+        assert 0 < cell["load_s"] and 0 < cell["worker_ready_s"]
+        assert 0 < cell["memory_per_weights"] and 0 < cell["worker_mb"]
+
+
 def test_the_slices_benchmark_compares_with_and_without() -> None:
     result = run("bench_slices")
     assert result["failed"] == 0 and len(result["cells"]) == 3
