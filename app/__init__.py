@@ -10,7 +10,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import access, api, counting, errors, origins, stream
+from app import access, admission, api, counting, errors, origins, stream
 from app.accepting import Accepting
 from app.bell import Bell
 from app.hangup import HangupWatch
@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(take_body)
     app.after_request(access.tell_standing)
     app.after_request(origins.finish)
+    app.after_request(admission.tell_wait)
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)
     app.register_blueprint(pages)

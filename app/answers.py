@@ -76,6 +76,7 @@ class ChunkEvent(Answer):
     batch_size: int | None = None
     queue_time_ms: float | None = None
     inference_time_ms: float | None = None
+    cached: bool | None = None
     audio_base64: str | None = None
 
 

@@ -6,15 +6,19 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import redis
+from flask import g
 
+from app.admission import limits, refusal
 from app.bell import Bell
 from app.errors import Problem, no_worker
 from app.schemas import SpeechBody
 from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
+from tasks.demand import Limits
 from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
 from tasks.logs import facts
@@ -86,6 +90,9 @@ class Speech:
         seen_at, share = self._memory
         if time.monotonic() - seen_at > 1.0:
             share = self.store.memory_share()
+            if share > MEMORY_SHARE and self.store.shrink_cache(0) == 0:
+                # What was only kept for later goes before anybody is refused.
+                share = self.store.memory_share()
             self._memory = (time.monotonic(), share)
         if share > MEMORY_SHARE:
             detail = "Redis is nearly full of audio on its way to listeners; try again soon."
@@ -108,7 +115,8 @@ class Speech:
         ``job_id``: the id to give it, if one is known already.
 
         Raises:
-            Problem: 503 without a worker, 422 for text, voice or language it cannot speak.
+            Problem: 503 without a worker, 422 for text, voice or language it cannot speak, 429 when
+                it would have to wait too long or others would.
         """
         workers = self.workers()
         if not workers:
@@ -143,26 +151,44 @@ class Speech:
             warnings=warnings(body.text),
             owner=owner,
             slices=slices,
+            fingerprint=self._shared_fingerprint(body, kind, workers),
         )
-        self._start(job, pieces)
+        self._start(job, pieces, limits(self.settings, workers))
         about = facts(
             job_id=job.job_id, kind=kind.value, chunks=job.count, characters=len(body.text)
         )
         logger.info("accepted", extra=about)
         return job, pieces
 
-    def _start(self, job: Job, pieces: list[Piece]) -> None:
+    def _shared_fingerprint(
+        self, body: SpeechBody, kind: Kind, workers: Sequence[WorkerRecord]
+    ) -> str:
+        """The model's, if this request's chunks may be shared with equal ones, else empty.
+
+        Without a seed no two requests are equal; and while workers have different models nobody
+        knows which of them will speak.
+        """
+        if self.settings.cache_mb == 0 or body.seed is None or kind is Kind.LONG:
+            return ""
+        fingerprints = {worker.fingerprint for worker in workers}
+        return fingerprints.pop() if len(fingerprints) == 1 else ""
+
+    def _start(self, job: Job, pieces: list[Piece], limits: Limits) -> None:
+        chunks = make_chunks(job, pieces, range(job.count))
         try:
             if job.kind is Kind.LONG:
                 # On disk first: once it is accepted, the job survives whatever happens.
                 self.files.save(job, pieces)
-                self.store.create(job, pieces, self.settings.job_ttl_s)
-                send_advance(job.job_id)
+                ttl_s = self.settings.job_ttl_s
+                admission = self.store.admit(job, pieces, ttl_s, chunks, limits=limits)
             else:
                 ttl_s = self.settings.stream_ttl_s
-                start_job(
-                    self.store, job, pieces, ttl_s, make_chunks(job, pieces, range(job.count))
-                )
+                admission = start_job(self.store, job, pieces, ttl_s, chunks, limits)
+            g.queue_wait_s = admission.wait_s
+            if admission.reason:
+                raise refusal(admission, limits)
+            if job.kind is Kind.LONG:
+                send_advance(job.job_id)
         except Exception:
             # The client hears that it was refused, so it must not run behind its back.
             self.files.delete(job.job_id)

@@ -12,7 +12,8 @@ from celery.platforms import SecurityWarning
 from kombu import Producer
 from kombu.exceptions import BatchPublishError, OperationalError
 
-from tasks.envelopes import envelopes, shown
+from tasks.demand import Admission, Limits
+from tasks.envelopes import Envelope, envelopes, shown
 from tasks.events import EventStore
 from tasks.messages import Chunk, Job, Piece
 from tasks.settings import Settings
@@ -31,22 +32,29 @@ app.config_from_object("celeryconfig")
 
 
 def start_job(
-    store: EventStore, job: Job, pieces: Sequence[Piece], ttl_s: int, chunks: Sequence[Chunk]
-) -> bool:
-    """Store a new job and queue these chunks of it, which expire with it.
+    store: EventStore,
+    job: Job,
+    pieces: Sequence[Piece],
+    ttl_s: int,
+    chunks: Sequence[Chunk],
+    limits: Limits | None = None,
+) -> Admission:
+    """Store a new job, if the limits let it in, and queue these chunks of it, which expire with it.
 
-    With the queues in the same Redis that is one step and one round trip. False when the job is
-    there already; then nothing is queued.
+    With the queues in the same Redis that is one step and one round trip. Nothing is stored nor
+    queued for a job that is refused, or there already.
 
     Raises:
         redis.RedisError, kombu.exceptions.OperationalError: Redis or the broker cannot be reached.
     """
+    messages: Sequence[Envelope] = ()
     if _settings.queues_are_in_redis:
-        return store.create(job, pieces, ttl_s, envelopes(app, SYNTHESIZE, chunks, ttl_s))
-    is_new = store.create(job, pieces, ttl_s)
-    if is_new:
-        _publish(chunks, ttl_s)
-    return is_new
+        messages = envelopes(app, SYNTHESIZE, chunks, ttl_s)
+    admission = store.admit(job, pieces, ttl_s, chunks, messages, limits)
+    if not _settings.queues_are_in_redis:
+        to_send = set(admission.to_send)
+        _publish([chunk for chunk in chunks if chunk.index in to_send], ttl_s)
+    return admission
 
 
 def send_chunks(store: EventStore, chunks: Sequence[Chunk], expires_s: float) -> None:

@@ -203,7 +203,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
             expires=request.expires and request.expires.isoformat(),
         )
         held = Held(Waiting(chunk, time.time()), request)
-        if chunk.job_id in self._over:
+        if chunk.job_id in self._over and not chunk.content:
             self._settle(Report([held], [Outcome.CANCELLED], time.monotonic()))
             return
         with self._lock:
@@ -225,12 +225,18 @@ class BatchingConsumer(bootsteps.StartStopStep):
     # -- dropping, in the thread that hears which jobs are over ------------------------------
 
     def _drop(self, job_id: str) -> None:
-        """Nobody waits for this job's chunks any more."""
+        """Nobody waits for this job's chunks any more, except that those with a content key may be
+        wanted by other jobs: about these Redis is asked when a batch is formed.
+        """
+
+        def is_dropped(held: Held) -> bool:
+            return held.item.chunk.job_id == job_id and not held.item.chunk.content
+
         with self._lock:
-            dropped = [held for held in self.waiting if held.item.chunk.job_id == job_id]
+            dropped = [held for held in self.waiting if is_dropped(held)]
             if not dropped:
                 return
-            self.waiting = [held for held in self.waiting if held.item.chunk.job_id != job_id]
+            self.waiting = [held for held in self.waiting if not is_dropped(held)]
         self._report(Report(dropped, [Outcome.CANCELLED] * len(dropped), time.monotonic()))
 
     # -- pulling, in the pool thread ---------------------------------------------------------

@@ -9,7 +9,7 @@ message that repeats what the stream says, so a lost one costs a second, never a
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from tasks import scripts
+from tasks.demand import Admission, Limits, works
 from tasks.envelopes import Envelope
 from tasks.messages import (
+    Chunk,
     Job,
     Kind,
     Piece,
@@ -36,173 +39,8 @@ OVER = PREFIX + "over"
 JOBS = PREFIX + "jobs"
 OPEN = PREFIX + "open"
 TOTALS = PREFIX + "totals"
-
-# What the scripts below begin with. `say` appends to the job's events, `ring` tells the processes
-# in which somebody follows the job what was said, so that they need not ask. Whoever says something
-# rings too, or followers would take the next thing they hear for the next that was said.
-_SAYING = """
-local news = {}
-local function say(...)
-  news[#news + 1] = {redis.call('XADD', KEYS[2], '*', ...), ...}
-end
-local function ring(bells, job)
-  for bell in string.gmatch(bells or '', '%S+') do
-    redis.call('PUBLISH', bell, cjson.encode({job, news}))
-  end
-end
-"""
-
-# Publish one chunk's audio, once. Returns 1, or 0 when the job has ended or the chunk is there.
-# A paused job takes what was being spoken when it was paused.
-_PUBLISH = (
-    _SAYING
-    + """
-local index, n_samples, ttl, now = ARGV[1], ARGV[2], ARGV[5], ARGV[6]
-local job = redis.call('HMGET', KEYS[1], 'state', 'chunk:' .. index, 'done', 'samples', 'count',
-                       'kind', 'started_at', 'bells')
-local state = job[1]
-if state ~= 'queued' and state ~= 'running' and state ~= 'paused' or job[2] then return 0 end
-redis.call('SET', KEYS[3], ARGV[4], 'EX', ttl)
-local done = job[3] + 1
-say('type', 'audio', 'index', index, 'n_samples', n_samples, 'facts', ARGV[3], 'done', done)
-local is_last = done == tonumber(job[5]) and job[6] ~= 'long'
-if is_last then
-  say('type', 'done')
-  redis.call('HINCRBY', KEYS[4], 'jobs_done', 1)
-end
-redis.call('HSET', KEYS[1], 'chunk:' .. index, n_samples, 'done', done,
-           'samples', job[4] + n_samples, 'started_at', job[7] or now,
-           'state', is_last and 'done' or state == 'queued' and 'running' or state)
-if is_last then redis.call('HSET', KEYS[1], 'finished_at', now) end
-redis.call('HINCRBY', KEYS[4], 'chunks', 1)
-redis.call('HINCRBY', KEYS[4], 'samples', n_samples)
-redis.call('EXPIRE', KEYS[1], ttl)
-redis.call('EXPIRE', KEYS[2], ttl)
-ring(job[8], ARGV[7])
-return 1
-"""
-)
-
-# Add a slice to a chunk that is still being made: its samples from ARGV[2] on. Made a second time,
-# after a worker's death, they are the same samples, and what is there already is no news. Returns
-# whether it was.
-_SLICE = (
-    _SAYING
-    + """
-local job = redis.call('HMGET', KEYS[1], 'state', 'chunk:' .. ARGV[1], 'bells')
-local state = job[1]
-if state ~= 'queued' and state ~= 'running' or job[2] then return 0 end
-local before, start, ttl = redis.call('STRLEN', KEYS[3]), 2 * ARGV[2], tonumber(ARGV[4])
-if before < start or before >= start + #ARGV[3] then return 0 end
-local now_there = redis.call('SETRANGE', KEYS[3], start, ARGV[3])
-say('type', 'slice', 'index', ARGV[1], 'n_samples', now_there / 2)
-if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[5]) end
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ttl) end
-ring(job[3], ARGV[6])
-return 1
-"""
-)
-
-# End a job, once. Returns 1, or 0 when it has ended before or is unknown.
-_END = (
-    _SAYING
-    + """
-local state = redis.call('HGET', KEYS[1], 'state')
-if state ~= 'queued' and state ~= 'running' and state ~= 'paused' then return 0 end
-redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished_at', ARGV[3])
-say('type', ARGV[1], 'error', ARGV[2])
-local ttl = redis.call('TTL', KEYS[1])
-if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
-redis.call('HINCRBY', KEYS[3], 'jobs_' .. ARGV[1], 1)
-ring(redis.call('HGET', KEYS[1], 'bells'), ARGV[4])
--- Chunks still waiting in workers are dropped there (tasks/consumer.py).
-redis.call('PUBLISH', ARGV[5], ARGV[4])
-return 1
-"""
-)
-
-# The events from ARGV[1] on; from now on the bell ARGV[2], if any, rings for this job too. A full
-# Redis refuses a script that begins by adding something, so it begins by removing nothing.
-_LOOK = """
-if ARGV[2] ~= '' then
-  local job = redis.call('HMGET', KEYS[1], 'state', 'bells')
-  if job[1] and not string.find(job[2] or '', ARGV[2], 1, true) then
-    redis.call('HDEL', KEYS[1], '')
-    redis.call('HSET', KEYS[1], 'bells', (job[2] or '') .. ' ' .. ARGV[2])
-  end
-end
-return redis.call('XRANGE', KEYS[2], ARGV[1], '+')
-"""
-
-# Store a new job, if there is none with this id, and queue its chunks. ARGV from 5 on: first as
-# many fields and values of the record as ARGV[4] says, then queue, message, queue, message and so
-# on. Returns 1, or 0 when the job is there already; then nothing is queued.
-_CREATE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
--- Whoever must not be let in is to be refused here: above it nothing has been written.
-local last = 4 + ARGV[4]
-redis.call('HSET', KEYS[1], unpack(ARGV, 5, last))
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-if ARGV[2] ~= '' then
-  redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
-  redis.call('ZADD', KEYS[4], ARGV[2], ARGV[3])
-end
-redis.call('HINCRBY', KEYS[3], 'jobs', 1)
-for i = last + 1, #ARGV, 2 do redis.call('LPUSH', ARGV[i], ARGV[i + 1]) end
-return 1
-"""
-
-# Ask for chunks just before they are spoken: KEYS are their jobs, ARGV from 3 on their indexes.
-# Returns for each the job's state, whether it is published, and which attempt this is. Counts the
-# attempt, once per token ARGV[1], so that repeating the call counts nothing; and without bringing a
-# forgotten job back as a fragment. In company (ARGV[2]) only a first attempt is counted: a later
-# one is made alone, and counted then. What is not going to be spoken, because its job is paused or
-# over, is no attempt.
-_BEGIN = """
-local found, time = {}, redis.call('TIME')
-local now = string.format('%d.%06d', time[1], time[2])
-for i, job in ipairs(KEYS) do
-  local index = ARGV[i + 2]
-  local count, by = 'attempt:' .. index, 'attempt_by:' .. index
-  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index, count, by)
-  local state, attempt = known[1], 0
-  if state == 'queued' or state == 'running' then
-    local before = tonumber(known[3] or 0)
-    attempt = known[4] == ARGV[1] and before or before + 1
-    if attempt > before and (before == 0 or ARGV[2] == 'alone') then
-      redis.call('HSET', job, by, ARGV[1], count, attempt, 'begun:' .. index, now)
-    end
-  end
-  found[i] = {state, known[2] and 1 or 0, attempt}
-end
-return found
-"""
-
-# Count a chunk whose audio is known from elsewhere. Not for a forgotten job: see above.
-_MARK = (
-    _SAYING
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if redis.call('HSETNX', KEYS[1], 'chunk:' .. ARGV[1], ARGV[2]) == 0 then return 0 end
-local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
-redis.call('HINCRBY', KEYS[1], 'samples', ARGV[2])
-say('type', 'audio', 'index', ARGV[1], 'n_samples', ARGV[2], 'facts', '{}', 'done', done)
-local ttl = redis.call('TTL', KEYS[1])
-if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
-ring(redis.call('HGET', KEYS[1], 'bells'), ARGV[3])
-return 1
-"""
-)
-
-# Take a chunk back, once, however many notice at the same time that its audio is gone.
-_FORGET = """
-local n_samples = redis.call('HGET', KEYS[1], 'chunk:' .. ARGV[1])
-if not n_samples then return 0 end
-redis.call('HDEL', KEYS[1], 'chunk:' .. ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'done', -1)
-redis.call('HINCRBY', KEYS[1], 'samples', -n_samples)
-return 1
-"""
+# What a client is told of a chunk that was not spoken for it.
+KEPT_FACTS = {"batch_size": 0, "queue_time_ms": 0, "inference_time_ms": 0, "cached": True}
 
 _RECORD = (
     "kind",
@@ -219,6 +57,7 @@ _RECORD = (
     "error",
     "warnings",
     "owner",
+    "fingerprint",
 )
 
 
@@ -231,6 +70,8 @@ class ChunkResult:
     pcm: bytes  # s16le mono
     facts: dict[str, float | int]
     ttl_s: int
+    content: str = ""  # the content key, where the chunk may be shared with other jobs
+    may_be_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,50 +118,85 @@ class EventStore:
     Every method raises ``redis.RedisError`` when Redis cannot be reached.
     """
 
-    def __init__(self, client: "redis.Redis", bell: str = "") -> None:
+    def __init__(
+        self, client: "redis.Redis", bell: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
         """``bell`` is the channel on which this process hears about jobs that it follows."""
         self.redis = client
         self.bell = bell
-        self._create = client.register_script(_CREATE)
-        self._publish = client.register_script(_PUBLISH)
-        self._slice = client.register_script(_SLICE)
-        self._end = client.register_script(_END)
-        self._look = client.register_script(_LOOK)
-        self._begin = client.register_script(_BEGIN)
-        self._mark = client.register_script(_MARK)
-        self._forget = client.register_script(_FORGET)
+        self._clock = clock
+        self._create = client.register_script(scripts.CREATE)
+        self._publish = client.register_script(scripts.PUBLISH)
+        self._slice = client.register_script(scripts.SLICE)
+        self._end = client.register_script(scripts.END)
+        self._fail = client.register_script(scripts.FAIL)
+        self._look = client.register_script(scripts.LOOK)
+        self._begin = client.register_script(scripts.BEGIN)
+        self._mark = client.register_script(scripts.MARK)
+        self._forget_chunk = client.register_script(scripts.FORGET_CHUNK)
+        self._forget_job = client.register_script(scripts.FORGET_JOB)
+        self._shrink = client.register_script(scripts.SHRINK)
 
     # -- writing ---------------------------------------------------------------------------
 
     def create(
         self, job: Job, pieces: Sequence[Piece], ttl_s: int, messages: Sequence[Envelope] = ()
     ) -> bool:
-        """Store a new job and queue its chunks' messages, all or nothing in one round trip.
+        """Store a new job and queue messages, without asking whether there is room for it.
 
         False when the job is there already. It says nothing yet: the record itself is the first
         event.
         """
-        record = {
-            "kind": job.kind.value,
-            "state": job.state.value,
-            "request": json.dumps(asdict(job.request), ensure_ascii=False),
-            "count": job.count,
-            "done": 0,
-            "samples": 0,
-            "pause_samples": job.pause_samples,
-            "sample_rate": job.sample_rate,
-            "created_at": repr(job.created_at),
-            "warnings": json.dumps(job.warnings, ensure_ascii=False),
+        return self._store(job, pieces, ttl_s, (), messages, None).is_new
+
+    def admit(
+        self,
+        job: Job,
+        pieces: Sequence[Piece],
+        ttl_s: int,
+        chunks: Sequence[Chunk],
+        messages: Sequence[Envelope] = (),
+        limits: Limits | None = None,
+    ) -> Admission:
+        """Store a new job with these chunks to be spoken, all or nothing in one round trip.
+
+        Chunks that are kept are published at once; ones that are being computed for somebody else
+        will be. ``messages``, one per chunk, go into the queues for the others only; without them
+        the answer's ``to_send`` says which these are. ``limits`` of None let everybody in.
+        """
+        return self._store(job, pieces, ttl_s, chunks, messages, limits)
+
+    def _store(
+        self,
+        job: Job,
+        pieces: Sequence[Piece],
+        ttl_s: int,
+        chunks: Sequence[Chunk],
+        messages: Sequence[Envelope],
+        limits: Limits | None,
+    ) -> Admission:
+        order = {
+            "now": round(self._clock() * 1000),
             "owner": job.owner,
-            "bells": self.bell,
-            "pieces": pieces_to_json(list(pieces)),
-        }
-        listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
+            "works": [
+                (*work, chunk.content) for work, chunk in zip(works(chunks), chunks, strict=True)
+            ],
+            "kept_facts": json.dumps(KEPT_FACTS),
+        } | ({} if limits is None else {"limits": limits.in_ms()})
+        record = _record(job, pieces) | {"bells": self.bell}
         fields = [value for pair in record.items() for value in pair]
+        listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
         queued = [value for envelope in messages for value in envelope]
-        keys = [job_key(job.job_id), JOBS, TOTALS, OPEN]
-        args = [ttl_s, listed_at, job.job_id, len(fields), *fields, *queued]
-        return bool(self._create(keys=keys, args=args))
+        head: list[Any] = [ttl_s, listed_at, job.job_id, json.dumps(order), len(fields)]
+        args = [*head, *fields, *queued]
+        is_new, reason, wait_ms, retry_ms, *to_send = self._create(args=args)
+        return Admission(
+            reason=_text(reason),
+            wait_s=wait_ms / 1000,
+            retry_after_s=retry_ms / 1000,
+            is_new=bool(is_new),
+            to_send=tuple(to_send),
+        )
 
     def push(self, messages: Iterable[Envelope]) -> None:
         """Queue chunks of a job that is stored already."""
@@ -329,26 +205,25 @@ class EventStore:
                 pipe.lpush(queue, message)
             pipe.execute()
 
-    def publish(self, results: Iterable[ChunkResult]) -> list[bool]:
-        """Publish audio. False marks what was there already, or whose job has ended."""
-        now = repr(time.time())
+    def publish(self, results: Iterable[ChunkResult], cache_bytes: int = 0) -> list[bool]:
+        """Publish audio to its jobs, and to others that wait for the same content.
+
+        Up to ``cache_bytes`` of shared content are kept. False marks what was there already, or
+        whose job has ended.
+        """
+        now = repr(self._clock())
         with self.redis.pipeline(transaction=False) as pipe:
             for result in results:
                 self._publish(
-                    keys=[
-                        job_key(result.job_id),
-                        events_key(result.job_id),
-                        _audio_key(result.job_id, result.index),
-                        TOTALS,
-                    ],
                     args=[
+                        result.job_id,
                         result.index,
-                        len(result.pcm) // 2,
                         json.dumps(result.facts),
                         result.pcm,
                         result.ttl_s,
                         now,
-                        result.job_id,
+                        result.content,
+                        cache_bytes if result.may_be_kept else 0,
                     ],
                     client=pipe,
                 )
@@ -359,15 +234,20 @@ class EventStore:
 
         False for what was there already, or whose job has ended or chunk is published.
         """
-        keys = [job_key(job_id), events_key(job_id), _audio_key(job_id, index)]
-        args: list[Any] = [index, start, pcm, ttl_s, repr(time.time()), job_id]
-        return bool(self._slice(keys=keys, args=args))
+        args: list[Any] = [job_id, index, start, pcm, ttl_s, repr(self._clock())]
+        return bool(self._slice(args=args))
 
     def end(self, job_id: str, state: State, error: str = "") -> bool:
         """Bring a job to a final state. False when it has ended before, or is unknown."""
-        keys = [job_key(job_id), events_key(job_id), TOTALS]
-        args = [state.value, error, repr(time.time()), job_id, OVER]
-        return bool(self._end(keys=keys, args=args))
+        return bool(self._end(args=[job_id, state.value, error, repr(self._clock())]))
+
+    def fail(self, chunk: Chunk, error: str) -> None:
+        """A chunk cannot be spoken: end its job, and all others that wait for the same content."""
+        self._fail(args=[chunk.job_id, chunk.content, error, repr(self._clock())])
+
+    def shrink_cache(self, limit: int) -> int:
+        """Keep at most ``limit`` bytes of finished content; how many are left."""
+        return int(self._shrink(args=[limit, repr(self._clock())]))
 
     def let_go(self, job_id: str, indexes: Iterable[int], grace_s: int) -> None:
         """Keep delivered audio only ``grace_s`` longer, enough for a client to reconnect."""
@@ -379,7 +259,7 @@ class EventStore:
     def renew(self, job_id: str, indexes: Iterable[int], ttl_s: int) -> None:
         """Somebody is still listening: keep the job and the audio not yet delivered."""
         with self.redis.pipeline(transaction=False) as pipe:
-            for key in (job_key(job_id), events_key(job_id)):
+            for key in (job_key(job_id), events_key(job_id), _work_key(job_id)):
                 pipe.expire(key, ttl_s)
             for index in indexes:
                 pipe.expire(_audio_key(job_id, index), ttl_s)
@@ -387,11 +267,11 @@ class EventStore:
 
     def forget_chunk(self, job_id: str, index: int) -> None:
         """Make a published chunk unpublished: its audio was lost before anyone had it."""
-        self._forget(keys=[job_key(job_id)], args=[index])
+        self._forget_chunk(args=[job_id, index])
 
     def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
         """Count a chunk that is known from elsewhere (a long job's file) as published."""
-        self._mark(keys=[job_key(job_id), events_key(job_id)], args=[index, n_samples, job_id])
+        self._mark(args=[job_id, index, n_samples])
 
     def mark_sent(self, job_id: str, indexes: Iterable[int]) -> None:
         """Remember when chunks of a long job were put into the queue."""
@@ -415,9 +295,7 @@ class EventStore:
             self.redis.unlink(*keys)
 
     def forget_job(self, job_id: str) -> None:
-        self.redis.zrem(JOBS, job_id)
-        self.redis.zrem(OPEN, job_id)
-        self.redis.unlink(job_key(job_id), events_key(job_id), sent_key(job_id))
+        self._forget_job(args=[job_id])
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -434,19 +312,18 @@ class EventStore:
         stored = self.redis.hget(job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
-    def begin(
-        self, chunks: Sequence[tuple[str, int]], token: str
-    ) -> list[tuple[State | None, bool, int]]:
-        """Ask for (job, index) pairs just before they are spoken, and count the attempt.
+    def begin(self, chunks: Sequence[Chunk], token: str) -> list[tuple[State | None, bool, int]]:
+        """Ask for chunks just before they are spoken, and count the attempt.
 
         ``token`` names the attempt: asking twice with the same counts once. For each chunk: the
-        job's state (None if unknown), whether the chunk is published already, and which attempt
-        this is. Among several chunks only first attempts are counted; a chunk begun before has
-        to be asked for by itself, because it is to be spoken by itself.
+        job's state (None if unknown; running while any job waits for the same content), whether
+        the chunk is published already, and which attempt this is. Among several chunks only first
+        attempts are counted; a chunk begun before has to be asked for by itself, because it is to
+        be spoken by itself.
         """
         company = "alone" if len(chunks) == 1 else "together"
-        keys = [job_key(job_id) for job_id, _ in chunks]
-        answers = self._begin(keys=keys, args=[token, company, *(index for _, index in chunks)])
+        asked = [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
+        answers = self._begin(args=[token, company, *asked])
         return [
             (State(_text(state)) if state else None, bool(is_published), attempt)
             for state, is_published, attempt in answers
@@ -464,8 +341,7 @@ class EventStore:
         bell as well.
         """
         start = f"({after}" if after != "0" else "-"
-        keys = [job_key(job_id), events_key(job_id)]
-        reply: Any = self._look(keys=keys, args=[start, self.bell])
+        reply: Any = self._look(args=[job_id, start, self.bell])
         return [_event(_text(entry_id), fields) for entry_id, fields in reply]
 
     def queues_are_empty(self) -> bool:
@@ -517,6 +393,10 @@ def events_key(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
+def _work_key(job_id: str) -> str:
+    return f"{PREFIX}work:{job_id}"
+
+
 def sent_key(job_id: str) -> str:
     return f"{PREFIX}sent:{job_id}"
 
@@ -527,6 +407,24 @@ def _audio_key(job_id: str, index: int) -> str:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
+    return {
+        "kind": job.kind.value,
+        "state": job.state.value,
+        "request": json.dumps(asdict(job.request), ensure_ascii=False),
+        "count": job.count,
+        "done": 0,
+        "samples": 0,
+        "pause_samples": job.pause_samples,
+        "sample_rate": job.sample_rate,
+        "created_at": repr(job.created_at),
+        "warnings": json.dumps(job.warnings, ensure_ascii=False),
+        "owner": job.owner,
+        "fingerprint": job.fingerprint,
+        "pieces": pieces_to_json(list(pieces)),
+    }
 
 
 def _job(job_id: str, row: Sequence[Any]) -> Job | None:
@@ -549,6 +447,7 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
         error=values["error"] or None,
         warnings=tuple(json.loads(values["warnings"] or "[]")),
         owner=values["owner"] or "",
+        fingerprint=values["fingerprint"] or "",
     )
 
 

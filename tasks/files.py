@@ -110,7 +110,8 @@ class JobAdvancer:
         """Tell Redis again about a job it has forgotten, with the chunks that are on disk."""
         logger.info("job restored from disk, Redis lost it", extra=facts(job_id=job.job_id))
         fresh = replace(job, state=State.QUEUED, error=None, finished_at=None)
-        self.store.create(fresh, pieces, settings.job_ttl_s)
+        chunks = make_chunks(fresh, pieces, range(fresh.count))
+        self.store.admit(fresh, pieces, settings.job_ttl_s, chunks)
         for index, n_samples in self.files.chunk_lengths(job.job_id).items():
             self.store.mark_published(job.job_id, index, n_samples)
         self.long_jobs.measure_afresh(job.job_id)

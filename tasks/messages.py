@@ -78,7 +78,8 @@ class Chunk:
     """One queue message: a piece of text with everything needed to speak it.
 
     ``due`` is the moment (epoch seconds) at which a listener needs the first sample;
-    ``seconds`` is the estimated length of its audio, which scheduling works with.
+    ``seconds`` is the estimated length of its audio, which scheduling works with. ``content``
+    names what it sounds like where it may be shared with other jobs, else it is empty.
     """
 
     job_id: str
@@ -96,6 +97,7 @@ class Chunk:
     seconds: float
     sent_at: float
     slices: bool  # its listener takes it in slices
+    content: str
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -173,6 +175,7 @@ class Job:
     warnings: tuple[str, ...]
     owner: str
     slices: bool = False  # its listener takes chunks in slices; not stored
+    fingerprint: str = ""  # of the model, where chunks may be shared with other jobs
 
     @property
     def progress(self) -> float:

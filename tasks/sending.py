@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from supertonic.text import estimate_seconds
+from tasks.cache import content_key
 from tasks.messages import Chunk, Job, Kind, Piece, Urgency
 
 
@@ -21,25 +23,27 @@ def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> li
     for index, piece in enumerate(pieces):
         seconds = estimate_seconds(piece.text, request.language, request.speed)
         if index in wanted:
-            chunks.append(
-                Chunk(
-                    job_id=job.job_id,
-                    index=index,
-                    count=job.count,
-                    text=piece.text,
-                    voice=request.voice,
-                    language=request.language,
-                    steps=request.steps,
-                    speed=request.speed,
-                    seed=request.seed,
-                    kind=job.kind,
-                    urgency=_urgency(job.kind, index),
-                    due=now if job.kind is Kind.LONG else due,
-                    seconds=seconds,
-                    sent_at=now,
-                    slices=job.slices and job.kind is Kind.STREAM and index == 0,
-                )
+            chunk = Chunk(
+                job_id=job.job_id,
+                index=index,
+                count=job.count,
+                text=piece.text,
+                voice=request.voice,
+                language=request.language,
+                steps=request.steps,
+                speed=request.speed,
+                seed=request.seed,
+                kind=job.kind,
+                urgency=_urgency(job.kind, index),
+                due=now if job.kind is Kind.LONG else due,
+                seconds=seconds,
+                sent_at=now,
+                slices=job.slices and job.kind is Kind.STREAM and index == 0,
+                content="",
             )
+            if job.fingerprint:
+                chunk = replace(chunk, content=content_key(job.fingerprint, chunk))
+            chunks.append(chunk)
         if chunks:
             due += seconds + piece.pause_s
     return chunks

@@ -59,6 +59,21 @@ class Settings:
         60, "most characters of the first chunk; Korean: 0.4 of it", 20
     )
     max_text_chars: int = _setting(50_000, "longest text accepted", 1)
+    max_wait_s: float = _setting(
+        10.0, "a listener's request is refused when sound would come later; 0: never", 0
+    )
+    max_long_wait_s: float = _setting(
+        86_400.0, "a long job is refused when it would be done later; 0: never", 0
+    )
+    key_queue_s: float = _setting(
+        3600.0, "most seconds of listeners' sound one API key may have waiting; 0: no limit", 0
+    )
+    key_long_queue_s: float = _setting(
+        36_000.0, "most seconds of long jobs one API key may have waiting; 0: no limit", 0
+    )
+    cache_mb: int = _setting(
+        64, "megabytes of finished chunks kept for equal requests; 0: nothing is shared", 0
+    )
     max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
     # Not in repr: these must not end up in a log.

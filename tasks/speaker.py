@@ -17,14 +17,16 @@ import redis
 from supertonic.audio import to_pcm16
 from tasks import slicing
 from tasks.batching import Waiting
+from tasks.cache import content_key
 from tasks.dead_letters import bury
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
 from tasks.messages import Chunk, Kind, State
-from tasks.pace import Pace
+from tasks.pace import Pace, work
 from tasks.settings import Settings
 from tasks.slicing import SlicePublisher
 from tasks.tally import Done, Tally
+from tasks.throughput import Throughput
 
 if TYPE_CHECKING:
     from supertonic.engine import Audio, OnSlice, Utterance
@@ -43,6 +45,7 @@ class Synthesizer(Protocol):
     """What is needed of an engine."""
 
     sample_rate: int
+    fingerprint: str
 
     def synthesize(
         self, utterances: "Sequence[Utterance]", on_slice: "OnSlice | None" = None
@@ -78,6 +81,7 @@ class Speaker:
         self.settings = settings
         self.tally = Tally()
         self.pace = Pace()
+        self.throughput = Throughput()
         self.is_stopping = False
         # Whether chunks wait that are due; the consumer knows.
         self.is_crowded: Callable[[], bool] = lambda: False
@@ -89,7 +93,7 @@ class Speaker:
             redis.RedisError: Redis stayed away; nothing may be acknowledged.
             EngineBroken: nothing can be spoken here any more; neither.
         """
-        taken_at = time.time()
+        taken_at, started = time.time(), time.perf_counter()
         self.pace.took([item.chunk for item in batch], taken_at)
         outcomes = [Outcome.SKIPPED] * len(batch)
         together, suspects = self._begin(batch, list(range(len(batch))), outcomes)
@@ -100,6 +104,10 @@ class Speaker:
         for row in suspects:
             if len(batch) == 1 or any(self._begin(batch, [row], outcomes)):
                 self._speak_rows(batch, [row], outcomes, taken_at)
+        spoken = [
+            item.chunk for item, o in zip(batch, outcomes, strict=True) if o is Outcome.SPOKEN
+        ]
+        self.throughput.add(len(spoken), sum(map(work, spoken)), time.perf_counter() - started)
         return outcomes
 
     def _begin(
@@ -109,14 +117,20 @@ class Speaker:
         those never begun before, and the others.
         """
         token = uuid.uuid4().hex
-        chunks = [(batch[row].chunk.job_id, batch[row].chunk.index) for row in rows]
+        chunks = [batch[row].chunk for row in rows]
         answers = self._with_patience(lambda: self.store.begin(chunks, token))
         together, suspects = [], []
+        contents: set[str] = set()
         for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
             if state is None or not state.is_spoken or is_published:
                 if state in (State.CANCELLED, State.FAILED):
                     outcomes[row] = Outcome.CANCELLED
                 continue
+            content = batch[row].chunk.content
+            if content and content in contents:
+                # Two messages about the same sound: publishing the first one serves both.
+                continue
+            contents.add(content)
             if attempt > MAX_ATTEMPTS:
                 chunk = batch[row].chunk
                 reason = f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down"
@@ -145,7 +159,8 @@ class Speaker:
             self._result(batch[row].chunk, audio, len(spoken), wait_s, busy_s)
             for (row, audio), wait_s in zip(spoken, waits, strict=True)
         ]
-        self._with_patience(lambda: self.store.publish(results))
+        cache_bytes = self.settings.cache_mb * 1_000_000
+        self._with_patience(lambda: self.store.publish(results, cache_bytes))
         for row, _ in spoken:
             outcomes[row] = Outcome.SPOKEN
         rate = 2 * self.engine.sample_rate
@@ -208,7 +223,7 @@ class Speaker:
             raise EngineBroken(f"cannot speak anything: {error}") from error
 
     def _fail(self, chunk: Chunk, reason: str) -> None:
-        self._with_patience(lambda: self.store.end(chunk.job_id, State.FAILED, reason))
+        self._with_patience(lambda: self.store.fail(chunk, reason))
 
     def _result(
         self, chunk: Chunk, audio: "Audio", batch_size: int, wait_s: float, busy_s: float
@@ -222,7 +237,12 @@ class Speaker:
                 "batch_size": batch_size,
                 "queue_time_ms": round(wait_s * 1000, 3),
                 "inference_time_ms": round(busy_s * 1000, 3),
+                "cached": False,
             },
+            content=chunk.content,
+            # The web named it after the model it knew of. Another model's worker serves those who
+            # wait all the same, but what it says must not be kept under that name.
+            may_be_kept=chunk.content == content_key(self.engine.fingerprint, chunk),
             ttl_s=self.settings.job_ttl_s if is_long else self.settings.stream_ttl_s,
         )
 

@@ -28,6 +28,7 @@ from tasks.memory import reuse_large_buffers
 from tasks.pace import Cost, Pace
 from tasks.settings import Settings
 from tasks.speaker import Speaker
+from tasks.throughput import measure
 from tasks.workers import WorkerRecord, WorkerRecords
 
 # Before torch comes in: its waiting threads must sleep, not spin. On a machine where something
@@ -93,6 +94,7 @@ class LoadEngine(bootsteps.Step):
         client = connect(settings.redis_url)
         speaker = Speaker(engine, EventStore(client), settings)
         speaker.pace.measured = _time_batches(engine)
+        measure(speaker.throughput, engine)
         BatchingConsumer.speaker = speaker
         BatchingConsumer.limits = _limits(speaker.pace, None, None)
         BatchingConsumer.batch_limit_s = settings.batch_limit_s
@@ -176,6 +178,7 @@ class _Announcer:
             audio_s=round(tally.audio_s, 3),
             busy_s=round(tally.busy_s, 3),
             rate=round(tally.audio_s / tally.busy_s, 2) if tally.busy_s else 0.0,
+            throughput=round(batching.speaker.throughput.value, 2),
             queue_wait_s=round(tally.queue_wait_s, 4),
             batch_size=round(tally.batch_size, 2),
             device_memory_bytes=engine.device_memory_bytes(),

@@ -19,7 +19,9 @@ RECORD_TTL_S = 5
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """One living worker. Times are seconds, ``rate`` is audio seconds per second while busy."""
+    """One living worker. Times are seconds, ``rate`` is audio seconds per second while busy,
+    ``throughput`` seconds of work per second when there is plenty to do (tasks/throughput.py).
+    """
 
     name: str
     device: str
@@ -40,6 +42,7 @@ class WorkerRecord:
     audio_s: float
     busy_s: float
     rate: float
+    throughput: float
     queue_wait_s: float
     batch_size: float
     device_memory_bytes: int

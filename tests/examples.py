@@ -24,6 +24,7 @@ def a_chunk(job_id: str = "job", index: int = 0, **fields: Any) -> Chunk:
         "seconds": 1.0,
         "sent_at": time.time(),
         "slices": False,
+        "content": "",
     }
     return Chunk(job_id=job_id, index=index, **(values | fields))
 

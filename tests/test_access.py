@@ -36,6 +36,7 @@ IDLE = WorkerRecord(
     audio_s=0.0,
     busy_s=0.0,
     rate=0.0,
+    throughput=0.0,
     queue_wait_s=0.0,
     batch_size=0.0,
     device_memory_bytes=0,

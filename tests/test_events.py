@@ -12,7 +12,7 @@ import redis
 from tasks.events import ChunkResult, EventStore, connect, news_from
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
-from tests.examples import a_job, some_pieces
+from tests.examples import a_chunk, a_job, some_pieces
 from tests.stack import Stack
 
 TTL_S = 600
@@ -162,7 +162,7 @@ def test_an_unknown_job_takes_nothing_and_leaves_no_trace(
     """A job that has expired must not come back as a fragment that lives for ever."""
     assert store.publish([result()]) == [False]
     assert not store.end("job", State.DONE)
-    assert store.begin([("job", 0)], "a") == [(None, False, 0)]
+    assert store.begin([a_chunk("job", 0)], "a") == [(None, False, 0)]
     store.mark_published("job", 0, 5)
     store.forget_chunk("job", 0)
     store.let_go("job", [0], 5)
@@ -173,7 +173,7 @@ def test_every_key_of_a_job_has_an_end(store: EventStore, client: "redis.Redis")
     for kind, ending in ((Kind.STREAM, State.FAILED), (Kind.LONG, State.CANCELLED)):
         job_id = kind.value
         create(store, 4, kind, job_id)
-        store.begin([(job_id, 0)], "a")
+        store.begin([a_chunk(job_id, 0)], "a")
         store.mark_sent(job_id, range(4))
         store.mark_published(job_id, 0, 5)
         assert_all_expire(client)
@@ -196,19 +196,21 @@ def assert_all_expire(client: "redis.Redis") -> None:
 
 def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) -> None:
     create(store, count=2)
-    both = [("job", 0), ("job", 1)]
+    both = [a_chunk("job", 0), a_chunk("job", 1)]
     assert store.begin(both, "a") == [(State.QUEUED, False, 1)] * 2
     assert store.begin(both, "a") == [(State.QUEUED, False, 1)] * 2, "the same attempt"
     store.publish([result(index=0)])
     for token in ("b", "c"):
-        assert store.begin([*both, ("gone", 0)], token) == [
+        assert store.begin([*both, a_chunk("gone", 0)], token) == [
             (State.RUNNING, True, 2),
             (State.RUNNING, False, 2),
             (None, False, 0),
         ], "a second attempt counts only alone"
-    assert store.begin([("job", 1)], "d") == [(State.RUNNING, False, 2)]
+    assert store.begin([a_chunk("job", 1)], "d") == [(State.RUNNING, False, 2)]
     store.end("job", State.CANCELLED)
-    assert store.begin([("job", 1)], "e") == [(State.CANCELLED, False, 0)], "it is not spoken"
+    assert store.begin([a_chunk("job", 1)], "e") == [(State.CANCELLED, False, 0)], (
+        "it is not spoken"
+    )
 
 
 def test_a_chunk_skipped_for_a_pause_is_no_attempt(store: EventStore) -> None:
@@ -216,9 +218,9 @@ def test_a_chunk_skipped_for_a_pause_is_no_attempt(store: EventStore) -> None:
     long_jobs = LongJobs(store)
     for token in ("a", "b", "c", "d"):
         assert long_jobs.pause("job") and not long_jobs.pause("job")
-        assert store.begin([("job", 1)], token) == [(State.PAUSED, False, 0)]
+        assert store.begin([a_chunk("job", 1)], token) == [(State.PAUSED, False, 0)]
         assert long_jobs.resume("job") and not long_jobs.resume("job")
-    assert store.begin([("job", 1)], "e") == [(State.QUEUED, False, 1)]
+    assert store.begin([a_chunk("job", 1)], "e") == [(State.QUEUED, False, 1)]
 
 
 def test_a_paused_job_takes_what_was_being_spoken_and_can_end(store: EventStore) -> None:

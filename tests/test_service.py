@@ -178,7 +178,7 @@ def test_a_hundred_streams_complete_and_first_chunks_come_before_second_ones(
     streams: list[list[Received]] = []
 
     def listen(number: int) -> None:
-        streams.append(stream(server, {"text": TEXT, "seed": number}))
+        streams.append(stream(server, {"text": TEXT, "seed": 1000 + number}))
 
     worker = server.processes["worker"]
     worker.send_signal(signal.SIGSTOP)

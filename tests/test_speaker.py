@@ -17,10 +17,11 @@ from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import Kind, State
 from tasks.settings import Settings
 from tasks.speaker import MAX_ATTEMPTS, EngineBroken, Outcome, Speaker
-from tests.examples import a_job, some_pieces, waiting_chunk
+from tests.examples import a_chunk, a_job, some_pieces, waiting_chunk
 from tests.stack import Stack
 
 SPOKEN, SKIPPED, FAILED = Outcome.SPOKEN, Outcome.SKIPPED, Outcome.FAILED
+CANCELLED = Outcome.CANCELLED
 SETTINGS = Settings(stream_ttl_s=100, job_ttl_s=5000)
 
 
@@ -30,6 +31,7 @@ class Breaking:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sample_rate = engine.sample_rate
+        self.fingerprint = engine.fingerprint
         self.batches: list[list[str]] = []
 
     def synthesize(self, utterances: Sequence[Utterance]) -> list[Audio]:
@@ -142,10 +144,10 @@ def test_the_sound_is_the_same_after_a_failure_in_the_batch(speaker: Speaker) ->
 def test_chunks_of_an_ended_job_never_reach_the_engine(speaker: Speaker, ending: State) -> None:
     batch = batch_of(speaker, "Ended.", "Still wanted.")
     speaker.store.end("0", ending)
-    assert speaker.speak(batch) == [SKIPPED, SPOKEN]
+    assert speaker.speak(batch) == [CANCELLED, SPOKEN]
     assert batches(speaker) == [["Still wanted."]]
     speaker.store.end("1", ending)
-    assert speaker.speak(batch) == [SKIPPED, SKIPPED]
+    assert speaker.speak(batch) == [CANCELLED, SKIPPED]
     assert len(batches(speaker)) == 1
 
 
@@ -173,7 +175,7 @@ def test_the_same_chunk_twice_in_a_batch_is_published_once(speaker: Speaker) -> 
 def test_a_chunk_begun_before_runs_alone_and_after_the_others(speaker: Speaker) -> None:
     """It may be what killed the worker that had it, so it endangers nobody else."""
     batch = batch_of(speaker, "Suspect.", "Innocent.", "Innocent too.")
-    speaker.store.begin([("0", 0)], uuid.uuid4().hex)
+    speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
     assert speaker.speak(batch) == [SPOKEN] * 3
     assert batches(speaker) == [["Innocent.", "Innocent too."], ["Suspect."]]
 
@@ -181,7 +183,7 @@ def test_a_chunk_begun_before_runs_alone_and_after_the_others(speaker: Speaker) 
 def test_a_chunk_that_took_three_workers_down_fails_its_job(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Deadly.", "Harmless.")
     for _ in range(MAX_ATTEMPTS):
-        speaker.store.begin([("0", 0)], uuid.uuid4().hex)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
     assert speaker.speak(batch) == [FAILED, SPOKEN]
     assert batches(speaker) == [["Harmless."]]
     job = speaker.store.job("0")
@@ -192,15 +194,15 @@ def test_a_chunk_that_took_three_workers_down_fails_its_job(speaker: Speaker) ->
 def test_a_third_attempt_is_still_made(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Unlucky.")
     for _ in range(MAX_ATTEMPTS - 1):
-        speaker.store.begin([("0", 0)], uuid.uuid4().hex)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
     assert speaker.speak(batch) == [SPOKEN]
 
 
 def test_outcomes_come_in_the_order_of_the_batch(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Cancelled.", "poison", "Suspect.", "Fine.", "poison too")
     speaker.store.end("0", State.CANCELLED)
-    speaker.store.begin([("2", 0)], uuid.uuid4().hex)
-    assert speaker.speak(batch) == [SKIPPED, FAILED, SPOKEN, SPOKEN, FAILED]
+    speaker.store.begin([a_chunk("2", 0)], uuid.uuid4().hex)
+    assert speaker.speak(batch) == [CANCELLED, FAILED, SPOKEN, SPOKEN, FAILED]
 
 
 def test_a_job_cancelled_while_it_is_spoken_gets_no_audio(speaker: Speaker) -> None:
