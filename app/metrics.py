@@ -20,11 +20,17 @@ from prometheus_client.core import (
 
 from app.jobs import Speech
 from tasks import dead_letters, measures
+from tasks.events import PREFIX
 from tasks.measures import Measure
 from tasks.workers import WorkerRecord
 
 NAME = "supertonic_"
 SAMPLE_RATE = 44_100
+# Names of the totals that tasks/scripts.py counts, by what is shown.
+CACHE_RESULTS = {"hit": "cache_hits", "coalesced": "coalesced", "miss": "cache_misses"}
+# Kept by tasks/demand.py and tasks/cache.py.
+QUEUED = PREFIX + "queued"
+CACHE_SIZES = PREFIX + "cache:sizes"
 
 
 def json_metrics(speech: Speech) -> dict[str, Any]:
@@ -90,6 +96,14 @@ class _Collector:
         for state in ("done", "failed", "cancelled"):
             jobs.add_metric([state], totals.get(f"jobs_{state}", 0))
         yield jobs
+        cached = CounterMetricFamily(
+            f"{NAME}cache_chunks",
+            "Chunks that a cache could answer, by what came of it.",
+            labels=["result"],
+        )
+        for result, key in CACHE_RESULTS.items():
+            cached.add_metric([result], totals.get(key, 0))
+        yield cached
         seconds = totals.get("samples", 0) / SAMPLE_RATE
         for name, text, value in (
             ("jobs_accepted", "Jobs accepted.", totals.get("jobs", 0)),
@@ -105,15 +119,23 @@ class _Collector:
         for name, length in self.speech.store.queue_lengths().items():
             queues.add_metric([name], length)
         yield queues
-        yield GaugeMetricFamily(
-            f"{NAME}dead_letters",
-            "Messages kept because nobody could use them.",
-            value=dead_letters.count(self.speech.store.redis),
+        client = self.speech.store.redis
+        waiting = GaugeMetricFamily(
+            f"{NAME}queued_seconds",
+            "Estimated sound still to be made, at 2 steps.",
+            labels=["kind"],
         )
+        kinds = ("first", "later", "long")
+        queued: Any = client.hmget(QUEUED, *kinds)
+        for kind, ms in zip(kinds, queued, strict=True):
+            waiting.add_metric([kind], int(ms or 0) / 1000)
+        yield waiting
+        cache_bytes: Any = client.hget(CACHE_SIZES, "total")
         used, limit = self.speech.store.memory()
-        buried = dead_letters.count(self.speech.store.redis)
+        buried = dead_letters.count(client)
         for name, text, value in (
             ("dead_letters", "Messages that nobody could read, kept to be looked at.", buried),
+            ("cache_bytes", "Memory of the cache of finished chunks.", int(cache_bytes or 0)),
             ("redis_memory_bytes", "Memory that Redis uses.", used),
             ("redis_memory_limit_bytes", "Memory that Redis may use, 0 for any.", limit),
         ):
