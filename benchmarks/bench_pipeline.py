@@ -192,7 +192,7 @@ def run(plan: Plan) -> dict[str, Any]:
     """Everything that was measured, as it goes into the JSON line."""
     result: dict[str, Any] = {"failed": 0}
     rows = []
-    with Service(SUPERTONIC_WEB_THREADS="100") as service:
+    with Service(SUPERTONIC_WEB_THREADS="100", SUPERTONIC_MAX_WAIT_S="0") as service:
         service.start("redis")
         service.start("web")
         bench = Bench(service, plan)

@@ -118,7 +118,7 @@ def overtaken(chunks: list[Spoken]) -> int:
 
 
 def run(n_streams: int) -> dict[str, Any]:
-    with Service(SUPERTONIC_MODEL="tiny") as service:
+    with Service(SUPERTONIC_MODEL="tiny", SUPERTONIC_MAX_WAIT_S="0") as service:
         for name in ("redis", "worker", "web"):
             service.start(name)
         service.wait_until_ready()
