@@ -200,6 +200,19 @@ def test_the_exposition_keeps_every_rule_and_counts_what_happened(stack: Stack) 
     assert value(again, "supertonic_batch_chunks_sum") == chunks
 
 
+def test_what_the_cache_answers_is_counted(server: Stack) -> None:
+    def found(result: str) -> float:
+        return value(scrape(server), "supertonic_cache_chunks_total", result=result)
+
+    hits, misses = found("hit"), found("miss")
+    for _ in range(2):
+        assert server.post("/synthesize", {"text": "Cached, I hope.", "seed": 77}).ok
+    assert (found("hit"), found("miss")) == (hits + 1, misses + 1)
+    families = scrape(server)
+    assert value(families, "supertonic_cache_bytes") > 10_000
+    assert value(families, "supertonic_queued_seconds", kind="first") == 0
+
+
 def test_observing_is_cheap(client: redis.Redis) -> None:
     """The cost of a chunk, and that of a tick: generous bounds, they only catch a round trip."""
     meter = Meter()
