@@ -34,7 +34,7 @@ def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings)
     if len(body.text) > limit:
         detail = f"has {len(body.text)} characters; at most {limit} are allowed"
         raise field_problem("text", body.text, detail)
-    if any("\ud800" <= char <= "\udfff" for char in body.text):
+    if not body.text.isascii() and any("\ud800" <= char <= "\udfff" for char in body.text):
         raise field_problem("text", body.text, "holds half of a surrogate pair; send UTF-8")
     # Any worker may get any chunk, so only what all of them can do is offered.
     voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))

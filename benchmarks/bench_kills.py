@@ -8,7 +8,6 @@ is missing: a chunk that was never published is lost.
 
 import argparse
 import random
-import secrets
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -17,11 +16,12 @@ from typing import Any
 import redis
 
 from benchmarks.measure import describe, json_line, machine, table
+from benchmarks.queue_alone import make_job
 from benchmarks.service import Service
 from tasks.celery import SYNTHESIZE, app
 from tasks.envelopes import envelopes
 from tasks.events import EventStore, connect
-from tasks.messages import Job, Kind, Piece, SpeechRequest, State, Urgency
+from tasks.messages import Urgency
 from tasks.sending import make_chunks
 from tasks.workers import WorkerRecords
 
@@ -40,29 +40,6 @@ class Plan:
     @property
     def messages(self) -> int:
         return self.jobs * self.chunks_per_job
-
-
-def make_job(count: int) -> tuple[Job, list[Piece]]:
-    pieces = [Piece("Nobody hears this.", 0.0)] * count
-    request = SpeechRequest("Nobody hears this.", "M1", "en", 2, 1.05, 0, 0.0)
-    job = Job(
-        job_id=secrets.token_hex(12),
-        kind=Kind.STREAM,
-        state=State.QUEUED,
-        request=request,
-        count=count,
-        done=0,
-        samples=0,
-        pause_samples=0,
-        sample_rate=44_100,
-        created_at=time.time(),
-        started_at=None,
-        finished_at=None,
-        error=None,
-        warnings=(),
-        owner="",
-    )
-    return job, pieces
 
 
 def queue_all(store: EventStore, plan: Plan) -> list[str]:

@@ -13,29 +13,24 @@ worker's engine is a null engine. Everything listens on 127.0.0.1 and is stopped
 import argparse
 import importlib.util
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.bell import Bell
 from benchmarks.listeners import Listener, Load, listen_together
 from benchmarks.measure import describe, json_line, machine, percentile, ratio, table
+from benchmarks.queue_alone import BACKLOG, SENTENCE, Process, chunks_per_s, high_waits
 from benchmarks.service import Service, free_port
 from supertonic.text import split_text
-from tasks.celery import start_job
-from tasks.events import EventStore, connect
-from tasks.messages import Job, Kind, Piece, SpeechRequest, State
-from tasks.sending import make_chunks
 
-SENTENCE = "A null engine says nothing, and it says it at once."
 # Four sentences of this length fill one chunk, and the first chunk holds one.
 LONGER = SENTENCE[:-1] + ", for nobody but a program that counts."
 SERVICE, RIVAL = "service", "in-process"
 N_CHUNKS = 8
 N_STREAMS = 16
+BATCH_MS = 50
 SIZES = {"300k": 300_000, "30k": 30_000}
 
 
@@ -55,6 +50,7 @@ class Plan:
     rounds: int = 3
     window_s: float = 4.0
     sizes: tuple[str, ...] = ("300k", "30k")
+    high: int = 100  # first chunks sent into a backlog
 
 
 @dataclass
@@ -91,11 +87,12 @@ class Bench:
         self.rival_port = free_port()
         self.ports = {SERVICE: service.port, RIVAL: self.rival_port}
 
-    def start(self, n_bytes: int) -> None:
+    def start(self, n_bytes: int, batch_ms: int = 0) -> None:
         worker = (
             "exec celery --quiet -A benchmarks.null_worker worker --without-gossip --without-mingle"
         )
-        self.service.start("worker", f"{worker} -n null@bench", NULL_BYTES=str(n_bytes))
+        engine = {"NULL_BYTES": str(n_bytes), "NULL_BATCH_MS": str(batch_ms)}
+        self.service.start("worker", f"{worker} -n null@bench", **engine)
         rival = "exec uvicorn benchmarks.inprocess:app --host 127.0.0.1 --log-level warning"
         command = f"{rival} --port {self.rival_port} --timeout-keep-alive 60"
         self.service.start(RIVAL, command, NULL_BYTES=str(n_bytes))
@@ -135,10 +132,8 @@ class Bench:
 
     def published_to_seen(self) -> list[float]:
         """Seconds from handing a chunk to the queue to holding its sound, without HTTP."""
-        client = connect(self.service.redis_url)
-        bell = Bell(client)
-        store = EventStore(client, bell.name)
-        return [_publish_one(store, bell) for _ in range(self.plan.idle + 5)][5:]
+        process = Process.at(self.service.redis_url)
+        return [process.speak(1) for _ in range(self.plan.idle + 5)][5:]
 
     def throughput(self) -> dict[str, Rates]:
         """Both competitors under the same load, in turn."""
@@ -159,35 +154,6 @@ class Bench:
         return rates
 
 
-def _publish_one(store: EventStore, bell: Bell) -> float:
-    request = SpeechRequest(SENTENCE, "M1", "en", 2, 1.05, 0, 0.0)
-    job = Job(
-        job_id=secrets.token_hex(12),
-        kind=Kind.STREAM,
-        state=State.QUEUED,
-        request=request,
-        count=1,
-        done=0,
-        samples=0,
-        pause_samples=0,
-        sample_rate=44_100,
-        created_at=time.time(),
-        started_at=None,
-        finished_at=None,
-        error=None,
-        warnings=(),
-        owner="",
-    )
-    pieces = [Piece(SENTENCE, 0.0)]
-    with bell.listen(job.job_id) as line:
-        started = time.perf_counter()
-        start_job(store, job, pieces, 60, make_chunks(job, pieces, [0]))
-        while not line.wait(10.0):
-            pass  # the bell has just found Redis
-        assert store.audio(job.job_id, 0)
-        return time.perf_counter() - started
-
-
 def run(plan: Plan) -> dict[str, Any]:
     """Everything that was measured, as it goes into the JSON line."""
     result: dict[str, Any] = {"failed": 0}
@@ -200,9 +166,15 @@ def run(plan: Plan) -> dict[str, Any]:
             bench.start(SIZES[label])
             if label == "300k":
                 rows += _idle_rows(bench, result)
+                result["chunks_per_s"] = chunks_per_s(service.redis_url, N_CHUNKS, plan.window_s)
+                seen = f"{result['chunks_per_s']:.0f}"
+                rows.append(["chunks/s, 300 KB, publish → sound seen", seen, "–", "–"])
             rates = bench.throughput()
             rows += _throughput_rows(rates, label, result)
             bench.stop()
+        bench.start(SIZES["30k"], batch_ms=BATCH_MS)
+        rows.append(_high_row(high_waits(service.redis_url, plan.high), result))
+        bench.stop()
     print(table(["measure", "service", "in-process", "ratio"], rows))
     return result
 
@@ -236,6 +208,12 @@ def _idle_rows(bench: Bench, result: dict[str, Any]) -> list[list[str]]:
             f"{ratio(ours['per_chunk'], theirs['per_chunk']):.2f}",
         ],
     ]
+
+
+def _high_row(waits: list[float], result: dict[str, Any]) -> list[str]:
+    result |= {"high_wait_p50_ms": _ms(waits, 50), "high_wait_p99_ms": _ms(waits, 99)}
+    name = f"first chunk behind {BACKLOG} others, {BATCH_MS} ms batches, p50 / p99 ms"
+    return [name, f"{_ms(waits, 50):.1f} / {_ms(waits, 99):.1f}", "–", "–"]
 
 
 def _throughput_rows(
@@ -274,7 +252,7 @@ def _shares(rates: Rates) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="300 KB only, one short round")
-    quick = Plan(idle=20, rounds=1, window_s=1.0, sizes=("300k",))
+    quick = Plan(idle=20, rounds=1, window_s=1.0, sizes=("300k",), high=10)
     plan = quick if parser.parse_args().quick else Plan()
     # The bell complains when its Redis is stopped, which is how this ends.
     logging.getLogger("app.bell").setLevel(logging.ERROR)

@@ -15,7 +15,11 @@ WAV_HEADER_BYTES = 44
 
 def to_pcm16(samples: np.ndarray) -> bytes:
     """Mono samples in [-1, 1] to PCM; what lies outside is clipped."""
-    return np.rint(np.clip(samples, -1, 1) * FULL_SCALE).astype("<i2").tobytes()
+    scaled = samples * FULL_SCALE
+    # In place: a chunk is a megabyte of floats, and each copy would touch all of it once more.
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -FULL_SCALE, FULL_SCALE, out=scaled)
+    return scaled.astype("<i2").tobytes()
 
 
 def silence(seconds: float, sample_rate: int) -> bytes:

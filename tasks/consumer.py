@@ -191,17 +191,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self._refuse(str(error), message)
             return
         task_reserved(request)
-        request.send_event(
-            "task-received",
-            name=request.name,
-            args=request.argsrepr,
-            kwargs=request.kwargsrepr,
-            root_id=request.root_id,
-            parent_id=request.parent_id,
-            retries=0,
-            eta=None,
-            expires=request.expires and request.expires.isoformat(),
-        )
+        if consumer.event_dispatcher and consumer.event_dispatcher.enabled:
+            _tell_received(request)
         held = Held(Waiting(chunk, time.time()), request)
         if chunk.job_id in self._over and not chunk.content:
             self._settle(Report([held], [Outcome.CANCELLED], time.monotonic()))
@@ -401,6 +392,20 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[...,
     """What Celery asks a task for: the function that takes its messages."""
     receive: Callable[..., None] = consumer.batching.receive
     return receive
+
+
+def _tell_received(request: Request) -> None:
+    request.send_event(
+        "task-received",
+        name=request.name,
+        args=request.argsrepr,
+        kwargs=request.kwargsrepr,
+        root_id=request.root_id,
+        parent_id=request.parent_id,
+        retries=0,
+        eta=None,
+        expires=request.expires and request.expires.isoformat(),
+    )
 
 
 def _close(request: Request, outcome: Outcome, runtime: float) -> None:

@@ -212,21 +212,32 @@ class EventStore:
         whose job has ended.
         """
         now = repr(self._clock())
+        calls = [
+            [
+                result.job_id,
+                result.index,
+                json.dumps(result.facts),
+                result.pcm,
+                result.ttl_s,
+                now,
+                result.content,
+                cache_bytes if result.may_be_kept else 0,
+            ]
+            for result in results
+        ]
+        try:
+            return self._publish_all(calls)
+        except redis.exceptions.NoScriptError:
+            # A Redis that was started anew. Repeating what was done already does nothing.
+            self.redis.script_load(self._publish.script)
+            return self._publish_all(calls)
+
+    def _publish_all(self, calls: Sequence[Sequence[Any]]) -> list[bool]:
+        # Not through the client's own pipelined scripts: they ask before each pipeline whether
+        # Redis knows the script, which is a round trip more.
         with self.redis.pipeline(transaction=False) as pipe:
-            for result in results:
-                self._publish(
-                    args=[
-                        result.job_id,
-                        result.index,
-                        json.dumps(result.facts),
-                        result.pcm,
-                        result.ttl_s,
-                        now,
-                        result.content,
-                        cache_bytes if result.may_be_kept else 0,
-                    ],
-                    client=pipe,
-                )
+            for args in calls:
+                pipe.evalsha(self._publish.sha, 0, *args)
             return [bool(done) for done in pipe.execute()]
 
     def publish_slice(self, job_id: str, index: int, start: int, pcm: bytes, ttl_s: int) -> bool:

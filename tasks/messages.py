@@ -5,8 +5,9 @@ be understood at all, because whoever wrote it was not this program.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 # No field of ours comes near: a chunk has at most 900 characters, times are seconds since 1970.
@@ -100,7 +101,7 @@ class Chunk:
     content: str
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in _fields(Chunk)}
 
     @classmethod
     def from_json(cls, data: object) -> "Chunk":
@@ -121,10 +122,15 @@ class Chunk:
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
 
 
+@cache
+def _fields(cls: Any) -> dict[str, Any]:
+    return {f.name: f.type for f in fields(cls)}
+
+
 def _checked(cls: type, data: object) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise MalformedMessage(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-    names = {f.name: f.type for f in fields(cls)}
+    names = _fields(cls)
     if missing := sorted(names.keys() - data.keys()):
         raise MalformedMessage(f"{cls.__name__}: {missing[0]} is missing")
     if unknown := sorted(data.keys() - names.keys()):

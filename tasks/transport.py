@@ -11,6 +11,7 @@ other's messages. Channels that consume several queues, or without acknowledgeme
 of remote control, stay as they were.
 """
 
+import json
 import logging
 import uuid
 from time import monotonic
@@ -271,7 +272,10 @@ class Channel(stock.Channel):
         """To the consumer; a message that breaks something on its way there is buried."""
         self.qos.is_claiming = True
         try:
-            payload = loads(bytes_to_str(message))
+            # Kombu's own understands more, such as dates as objects, and takes three times as long.
+            payload = (
+                loads(bytes_to_str(message)) if b"__type__" in message else json.loads(message)
+            )
             payload["properties"]["delivery_tag"] = tag
             self.connection._deliver(payload, self._claimed)
         except (redis.RedisError, OSError):
