@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.listeners import Listener, Load, listen_together
 from benchmarks.measure import describe, json_line, machine, percentile, ratio, table
-from benchmarks.queue_alone import BACKLOG, SENTENCE, Process, chunks_per_s, high_waits
+from benchmarks.queue_alone import SENTENCE, Process
 from benchmarks.service import Service, free_port
 from supertonic.text import split_text
 
@@ -30,7 +30,6 @@ LONGER = SENTENCE[:-1] + ", for nobody but a program that counts."
 SERVICE, RIVAL = "service", "in-process"
 N_CHUNKS = 8
 N_STREAMS = 16
-BATCH_MS = 50
 SIZES = {"300k": 300_000, "30k": 30_000}
 
 
@@ -50,7 +49,6 @@ class Plan:
     rounds: int = 3
     window_s: float = 4.0
     sizes: tuple[str, ...] = ("300k", "30k")
-    high: int = 100  # first chunks sent into a backlog
 
 
 @dataclass
@@ -87,12 +85,11 @@ class Bench:
         self.rival_port = free_port()
         self.ports = {SERVICE: service.port, RIVAL: self.rival_port}
 
-    def start(self, n_bytes: int, batch_ms: int = 0) -> None:
+    def start(self, n_bytes: int) -> None:
         worker = (
             "exec celery --quiet -A benchmarks.null_worker worker --without-gossip --without-mingle"
         )
-        engine = {"NULL_BYTES": str(n_bytes), "NULL_BATCH_MS": str(batch_ms)}
-        self.service.start("worker", f"{worker} -n null@bench", **engine)
+        self.service.start("worker", f"{worker} -n null@bench", NULL_BYTES=str(n_bytes))
         rival = "exec uvicorn benchmarks.inprocess:app --host 127.0.0.1 --log-level warning"
         command = f"{rival} --port {self.rival_port} --timeout-keep-alive 60"
         self.service.start(RIVAL, command, NULL_BYTES=str(n_bytes))
@@ -158,7 +155,9 @@ def run(plan: Plan) -> dict[str, Any]:
     """Everything that was measured, as it goes into the JSON line."""
     result: dict[str, Any] = {"failed": 0}
     rows = []
-    with Service(SUPERTONIC_WEB_THREADS="100", SUPERTONIC_MAX_WAIT_S="0") as service:
+    # Every request is the same, and none may be answered from what another left behind.
+    settings = {"SUPERTONIC_WEB_THREADS": "100", "SUPERTONIC_CACHE_MB": "0"}
+    with Service(**settings, SUPERTONIC_MAX_WAIT_S="0") as service:
         service.start("redis")
         service.start("web")
         bench = Bench(service, plan)
@@ -166,15 +165,9 @@ def run(plan: Plan) -> dict[str, Any]:
             bench.start(SIZES[label])
             if label == "300k":
                 rows += _idle_rows(bench, result)
-                result["chunks_per_s"] = chunks_per_s(service.redis_url, N_CHUNKS, plan.window_s)
-                seen = f"{result['chunks_per_s']:.0f}"
-                rows.append(["chunks/s, 300 KB, publish → sound seen", seen, "–", "–"])
             rates = bench.throughput()
             rows += _throughput_rows(rates, label, result)
             bench.stop()
-        bench.start(SIZES["30k"], batch_ms=BATCH_MS)
-        rows.append(_high_row(high_waits(service.redis_url, plan.high), result))
-        bench.stop()
     print(table(["measure", "service", "in-process", "ratio"], rows))
     return result
 
@@ -208,12 +201,6 @@ def _idle_rows(bench: Bench, result: dict[str, Any]) -> list[list[str]]:
             f"{ratio(ours['per_chunk'], theirs['per_chunk']):.2f}",
         ],
     ]
-
-
-def _high_row(waits: list[float], result: dict[str, Any]) -> list[str]:
-    result |= {"high_wait_p50_ms": _ms(waits, 50), "high_wait_p99_ms": _ms(waits, 99)}
-    name = f"first chunk behind {BACKLOG} others, {BATCH_MS} ms batches, p50 / p99 ms"
-    return [name, f"{_ms(waits, 50):.1f} / {_ms(waits, 99):.1f}", "–", "–"]
 
 
 def _throughput_rows(
@@ -252,7 +239,7 @@ def _shares(rates: Rates) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="300 KB only, one short round")
-    quick = Plan(idle=20, rounds=1, window_s=1.0, sizes=("300k",), high=10)
+    quick = Plan(idle=20, rounds=1, window_s=1.0, sizes=("300k",))
     plan = quick if parser.parse_args().quick else Plan()
     # The bell complains when its Redis is stopped, which is how this ends.
     logging.getLogger("app.bell").setLevel(logging.ERROR)

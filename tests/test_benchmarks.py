@@ -95,7 +95,6 @@ def test_the_pipeline_benchmark_measures_both_competitors() -> None:
     assert result["failed"] == 0
     for name in ("idle", "http", "inprocess_http"):
         assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"]
-    assert result["chunks_per_s"] > 0 < result["high_wait_p50_ms"] <= result["high_wait_p99_ms"]
     assert result["chunks_per_s_300k"] > 0 < result["inprocess_chunks_per_s_300k"]
     assert result["cpu_ms_per_chunk_300k"].keys() == {"web", "worker", "redis", "client"}
 
