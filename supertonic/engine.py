@@ -59,7 +59,7 @@ class Audio:
     sample_rate: int
 
 
-OnSlice = Callable[[int, np.ndarray], None]
+OnSlice = Callable[[int, np.ndarray], bool | None]  # true: the rest in one piece, please
 
 
 class SliceRate:
@@ -135,20 +135,24 @@ class Engine:
 
         Where all fit one pass, `on_slice(i, samples)` hears utterance i's samples in pieces as
         they are made, the first after a quarter of a second of sound; all of them are in the
-        answer too. It is called in the caller's thread.
+        answer too. It is called in the caller's thread, and may ask for the rest in one piece.
 
         Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
         """
         text_ids = [self._check_and_encode(utterance) for utterance in utterances]
         audio: dict[int, Audio] = {}
         sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
-        # Short rows too are shared out among the cores, rather than put into one pass.
-        passes = plan_passes(sizes, min(self.size_per_pass, sum(sizes) / self.passes_at_once))
+        passes = plan_passes(sizes, self.size_per_pass)
+        is_sliced = on_slice is not None and len(passes) == 1 and isinstance(self.model, Prepared)
+        if self.passes_at_once > 1 and not is_sliced:
+            # Short rows too are shared out among the cores, rather than put into one pass.
+            share = sum(sizes) / self.passes_at_once
+            passes = plan_passes(sizes, min(self.size_per_pass, share))
 
         def run(rows: list[int]) -> list[Audio]:
             return self._run([text_ids[i] for i in rows], [utterances[i] for i in rows])
 
-        if on_slice is not None and len(passes) == 1 and isinstance(self.model, Prepared):
+        if on_slice is not None and is_sliced:
             return self._run_in_slices(self.collate(text_ids, utterances), on_slice)
         if self._cores is not None and len(passes) > 1:
             # One pass per core: nobody waits for another's half of a matrix product. The longest
@@ -178,13 +182,18 @@ class Engine:
         pieces: list[list[np.ndarray]] = [[] for _ in batch.steps]
         computing_s = audio_s = 0.0
         started = 0.0
-        for row, samples in self.model.slices(batch):
+        slices, is_hurried = self.model.slices(batch), None
+        while True:
+            try:
+                row, samples = slices.send(is_hurried)
+            except StopIteration:
+                break
             piece = samples.cpu().numpy()
             if started:  # the first slice's time holds the whole way to the latent
                 computing_s += time.perf_counter() - started
                 audio_s += len(piece) / self.sample_rate
             pieces[row].append(piece)
-            on_slice(row, piece)
+            is_hurried = on_slice(row, piece)
             started = time.perf_counter()
         if audio_s:
             self.slices.heard(computing_s / audio_s)

@@ -12,7 +12,7 @@ import copy
 import ctypes
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -110,19 +110,27 @@ class Prepared(Supertonic):
         rows = [by_row[row] for row in range(len(order))]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), n_samples
 
-    def slices(self, batch: Batch, draw: Draw = draw_noise) -> Iterator[tuple[int, Tensor]]:
-        """The same samples piece by piece, as (row, samples): all rows' first slices first."""
+    def slices(
+        self, batch: Batch, draw: Draw = draw_noise
+    ) -> Generator[tuple[int, Tensor], bool | None, None]:
+        """The same samples piece by piece, as (row, samples): all rows' first slices first.
+
+        Who sends True gets what is left of each row in one piece.
+        """
         latent, frames, order, n_samples = self._latent(batch, draw)
-        cuts = [[0, *slice_ends(n)] for n in frames.lengths]
-        pasts = [Past() for _ in order]
+        per_frame, in_one = self.config.samples_per_frame, False
         starts = [sum(frames.lengths[:i]) for i in range(len(order))]
-        for number in range(1, max(map(len, cuts))):
-            for row, start, cut, past in zip(order, starts, cuts, pasts, strict=True):
-                if number < len(cut):
-                    begin, end = cut[number - 1 : number + 1]
-                    part = Rows([end - begin], frames.device)
-                    samples = self.vocoder(latent[start + begin : start + end], part, past)
-                    yield row, samples[: n_samples[row] - begin * self.config.samples_per_frame]
+        done, pasts = [0] * len(order), [Past() for _ in order]
+        while done != frames.lengths:
+            for i, row in enumerate(order):
+                begin, n = done[i], frames.lengths[i]
+                if begin == n:
+                    continue
+                end = n if in_one else next(end for end in slice_ends(n) if end > begin)
+                part = latent[starts[i] + begin : starts[i] + end]
+                samples = self.vocoder(part, Rows([end - begin], frames.device), pasts[i])
+                done[i] = end
+                in_one = bool((yield row, samples[: n_samples[row] - begin * per_frame])) or in_one
 
     def _latent(self, batch: Batch, draw: Draw) -> tuple[Tensor, Rows, list[int], list[int]]:
         """Packed latent, its rows, which rows of the batch they are, and samples per row there."""

@@ -39,7 +39,10 @@ def pays(chunks: Sequence[Chunk], engine: "Synthesizer", now: float, is_crowded:
 
 
 class SlicePublisher:
-    """Publishes slices as the engine makes them; the whole chunk is published afterwards anyway."""
+    """Publishes slices as the engine makes them; the whole chunk is published afterwards anyway.
+
+    Once others wait, it asks the engine to come to an end: their first sound is what counts then.
+    """
 
     def __init__(
         self,
@@ -47,12 +50,13 @@ class SlicePublisher:
         chunks: Sequence[Chunk],
         ttl_s: int,
         on_first: Callable[[Chunk], None],
+        is_crowded: Callable[[], bool],
     ) -> None:
         self.store, self.chunks, self.ttl_s = store, chunks, ttl_s
-        self.on_first = on_first
+        self.on_first, self.is_crowded = on_first, is_crowded
         self._sent = [0] * len(chunks)
 
-    def __call__(self, row: int, samples: "np.ndarray") -> None:
+    def __call__(self, row: int, samples: "np.ndarray") -> bool:
         chunk, start = self.chunks[row], self._sent[row]
         self._sent[row] += len(samples)
         try:
@@ -64,3 +68,4 @@ class SlicePublisher:
             # Nobody's loss. The whole chunk waits for Redis to come back, a slice need not.
             about = facts(job_id=chunk.job_id, chunk=chunk.index)
             logger.warning("could not publish a slice: %s", error, extra=about)
+        return self.is_crowded()

@@ -201,7 +201,9 @@ class Speaker:
         if not slicing.pays(chunks, self.engine, time.time(), self.is_crowded()):
             return self.engine.synthesize(utterances)
         ttl_s = self.settings.stream_ttl_s
-        publisher = SlicePublisher(self.store, chunks, ttl_s, self.tally.first_slice)
+        publisher = SlicePublisher(
+            self.store, chunks, ttl_s, self.tally.first_slice, self.is_crowded
+        )
         return self.engine.synthesize(utterances, publisher)
 
     def idle(self) -> None:

@@ -31,14 +31,15 @@ def load_slow() -> Engine:
         is_murder = any("murder" in utterance.text for utterance in utterances)
         heard = []
 
-        def slowly(row: int, samples: np.ndarray) -> None:
+        def slowly(row: int, samples: np.ndarray) -> bool | None:
             assert on_slice is not None
-            on_slice(row, samples)
+            is_hurried = on_slice(row, samples)
             heard.append(row)
             if len(heard) == 2 and is_murder and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.1)
+            return is_hurried
 
         return speak(list(utterances), slowly if on_slice else None)
 

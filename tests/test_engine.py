@@ -313,11 +313,23 @@ def test_an_impossible_config_is_refused_by_key(tmp_path: Path, spoil, message: 
 def test_slices_are_heard_in_order_and_are_the_audio(tiny: Engine) -> None:
     said = [utterance("A sentence that is long enough for some slices."), utterance("Another.")]
     heard: list[list[np.ndarray]] = [[], []]
-    audio = tiny.synthesize(said, lambda i, samples: heard[i].append(samples))
+    audio = tiny.synthesize(said, lambda i, samples: heard[i].append(samples))  # says None
     for whole, pieces, expected in zip(audio, heard, tiny.synthesize(said), strict=True):
         assert np.array_equal(whole.samples, np.concatenate(pieces))
         assert np.abs(whole.samples - expected.samples).max() <= 1e-5
     assert len(heard[0]) >= 3 and len(heard[0][0]) / 44100 < 0.3
+
+
+def test_who_is_in_a_hurry_gets_the_rest_in_one_piece(tiny: Engine) -> None:
+    said, heard = [utterance("A sentence that is long enough for some slices.")], []
+
+    def hurry(i: int, samples: np.ndarray) -> bool:
+        heard.append(samples)
+        return True
+
+    [whole] = tiny.synthesize(said, hurry)
+    assert len(heard) == 2 and np.array_equal(whole.samples, np.concatenate(heard))
+    assert np.abs(whole.samples - tiny.synthesize(said)[0].samples).max() <= 1e-5
 
 
 def test_what_slices_save_is_measured_and_grows_with_the_audio(tiny: Engine) -> None:

@@ -10,7 +10,7 @@ import websocket
 
 from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import State
-from tasks.slicing import WORTH_S, pays
+from tasks.slicing import WORTH_S, SlicePublisher, pays
 from tests.examples import a_chunk, a_job, some_pieces
 from tests.sse import Received, joined, read_events, samples_of
 from tests.stack import Stack
@@ -77,6 +77,19 @@ def test_slices_pay_for_a_first_chunk_that_is_due_and_whose_rest_takes_long() ->
 def test_slices_are_for_the_first_chunk_of_who_asked_for_them(changes: dict) -> None:
     chunk = a_chunk(**{"index": 0, "due": 0.0, "slices": True} | changes)
     assert not pays([chunk], saving(1.0), now=60.0, is_crowded=False)
+
+
+def test_a_chunk_in_slices_comes_to_an_end_once_others_wait(slow: Stack) -> None:
+    client = connect(slow.redis_url)
+    waiting: list[int] = []
+    store = EventStore(client)
+    publisher = SlicePublisher(
+        store, [a_chunk(slices=True)], 600, lambda chunk: None, lambda: bool(waiting)
+    )
+    assert publisher(0, np.zeros(10)) is False
+    waiting.append(1)
+    assert publisher(0, np.zeros(10)) is True
+    client.close()
 
 
 # The store
