@@ -47,6 +47,8 @@ HEADER = (
     "audio-s/s",
     "cores used",
 )
+# Enough that the built-in voice is not done with them before the listeners are.
+JOBS = 6
 # What tasks/worker.py sets for itself; the rival is given the same.
 ENGINE_ENV = {"OMP_WAIT_POLICY": "passive", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}
 # Names of the pipeline's rows in the last line of JSON.
@@ -122,7 +124,7 @@ class Stage:
 
     def run(self, mix: Mix, name: str) -> dict[str, Any]:
         """One kind of load on one competitor."""
-        jobs = [self.start_job() for _ in range(2)] if mix.with_jobs else []
+        jobs = [self.start_job() for _ in range(JOBS)] if mix.with_jobs else []
         before = {one: self.service.cpu_s(one) for one in self.processes[name]}
         client_s, started = time.process_time(), time.perf_counter()
         heard = asyncio.run(mix.ask(Goal(self.port(name))))
