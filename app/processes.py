@@ -83,7 +83,7 @@ class Processes:
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
             env=env,
             start_new_session=True,  # Ctrl-C reaches our process only, which stops all in order
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
 
     def states(self) -> list[State]:
@@ -151,6 +151,6 @@ def _config(commands: dict[str, str], root: Path, run_dir: Path, private: str) -
     return text
 
 
-def _end_with_parent() -> None:
-    """Linux: SIGTERM to supervisord should our process be killed with SIGKILL."""
+def end_with_parent() -> None:
+    """Linux: SIGTERM to the child that runs this, should we be killed with SIGKILL."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG

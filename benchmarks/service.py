@@ -19,6 +19,7 @@ from typing import Any
 
 import redis
 
+from app.processes import end_with_parent
 from app.run import ROOT, read_procfile
 from tasks.events import connect
 
@@ -62,6 +63,8 @@ class Service:
                 env=self.env | env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # A benchmark that is killed must not leave a whole service behind.
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
 
     def stop(self, name: str) -> None:
