@@ -1,7 +1,8 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
-	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams builtin clean
+	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams bench-burst \
+	simulate builtin clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -86,6 +87,12 @@ bench-kills: $(ALL)  ## what SIGKILLs cost over 50,000 messages, null engine
 
 bench-streams: $(ALL)  ## a hundred listeners at once, built-in voice
 	$(BIN)/python -m benchmarks.bench_streams $(ARGS)
+
+bench-burst: $(ALL)  ## one stream, then twenty at once, on a full-size model
+	$(BIN)/python -m benchmarks.bench_burst $(ARGS)
+
+simulate: $(ALL)  ## the schedule by a clock of its own: load, bursts, many workers
+	$(BIN)/python -m benchmarks.simulate $(ARGS)
 
 bench-service: $(ALL)  ## what listeners get under load, beside an in-process batcher
 	$(BIN)/python -m benchmarks.bench_service $(ARGS)

@@ -23,7 +23,7 @@ from app.processes import end_with_parent
 from app.run import ROOT, read_procfile
 from tasks.events import connect
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 
 
 class Service:

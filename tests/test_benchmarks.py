@@ -128,3 +128,19 @@ def test_a_killed_worker_loses_nothing_and_repeats_at_most_its_batch() -> None:
     result = run("bench_kills")
     assert result["kills"] >= 1 and result["lost"] == 0
     assert result["recomputed"] <= 32 * result["kills"]
+
+
+def test_a_small_burst_on_the_built_in_voice_is_measured() -> None:
+    result = run("bench_burst", "--engine", "tiny", "--streams", "4")
+    assert result["failed"] == 0
+    assert result["alone_rounds"] == 2 and result["burst_rounds"] == 1
+    assert 0 < result["alone_first_ms"] and 0 < result["burst_first_p95_ms"]
+
+
+def test_the_simulator_serves_everybody_and_deadlines_keep_streams_whole(tmp_path: Path) -> None:
+    result = run("simulate", "--plot", str(tmp_path / "plot.svg"))
+    by_policy = {row["policy"]: row for row in result["loads"] if row["load"] < 0.6}
+    assert by_policy["deadlines"]["c50"] == 1.0
+    assert by_policy["deadlines"]["first_p95_s"] < 1.0 < by_policy["first come"]["first_p95_s"]
+    assert {row["workers"] for row in result["workers"]} == {1, 4}
+    assert "</svg>" in (tmp_path / "plot.svg").read_text()
