@@ -2,12 +2,13 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
 	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams bench-burst \
-	simulate builtin clean
+	simulate voice judge clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 ALL := .venv/.installed-all
+VOICE := .venv/.installed-training
 TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -32,6 +33,11 @@ $(READY): pyproject.toml
 # What developing needs beyond running: tests, linters, benchmarks.
 $(ALL): $(READY)
 	@$(BIN)/pip install --quiet --editable '.[all]'
+	@touch $@
+
+# What training and judging the built-in voice need; espeak-ng and word lists come from Debian.
+$(VOICE): $(READY)
+	@$(BIN)/pip install --quiet --editable '.[training]'
 	@touch $@
 
 run: $(READY)  ## Redis, worker, files worker and web until Ctrl-C
@@ -97,8 +103,16 @@ simulate: $(ALL)  ## the schedule by a clock of its own: load, bursts, many work
 bench-service: $(ALL)  ## what listeners get under load, beside an in-process batcher
 	$(BIN)/python -m benchmarks.bench_service $(ARGS)
 
-builtin: $(READY)  ## make the built-in voice again
-	$(BIN)/python -m training.make_builtin $(ARGS)
+# Each stage can be run alone, goes on where it was broken off, and leaves finished ones as they are.
+STAGES := corpus spelling decoder durations text_to_latent recogniser export
+
+voice: $(VOICE) $(addprefix voice-,$(STAGES))  ## train the built-in voice again, all stages (hours)
+
+$(addprefix voice-,$(STAGES)): voice-%: $(VOICE)
+	$(BIN)/python -m training.$* $(ARGS)
+
+judge: $(VOICE)  ## measure the built-in voice against its teacher, one table
+	@$(BIN)/python -m training.judge $(ARGS)
 
 clean:  ## remove the environment and caches; data and models stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

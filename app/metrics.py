@@ -25,7 +25,6 @@ from tasks.measures import Measure
 from tasks.workers import WorkerRecord
 
 NAME = "supertonic_"
-SAMPLE_RATE = 44_100
 # Names of the totals that tasks/scripts.py counts, by what is shown.
 CACHE_RESULTS = {"hit": "cache_hits", "coalesced": "coalesced", "miss": "cache_misses"}
 # Kept by tasks/demand.py and tasks/cache.py.
@@ -37,7 +36,7 @@ def json_metrics(speech: Speech) -> dict[str, Any]:
     """The original server's figures; seconds are audio seconds unless the name says otherwise."""
     totals, workers = speech.store.totals(), speech.workers()
     queues = speech.store.queue_lengths()
-    audio_s = totals.get("samples", 0) / SAMPLE_RATE
+    audio_s = totals.get("audio_ms", 0) / 1000
     busy_s = sum(worker.busy_s for worker in workers)
     return {
         "total_requests": totals.get("jobs", 0),
@@ -104,7 +103,7 @@ class _Collector:
         for result, key in CACHE_RESULTS.items():
             cached.add_metric([result], totals.get(key, 0))
         yield cached
-        seconds = totals.get("samples", 0) / SAMPLE_RATE
+        seconds = totals.get("audio_ms", 0) / 1000
         for name, text, value in (
             ("jobs_accepted", "Jobs accepted.", totals.get("jobs", 0)),
             ("chunks", "Chunks published.", totals.get("chunks", 0)),

@@ -127,10 +127,10 @@ def run(n_streams: int) -> dict[str, Any]:
         got = burst(service.port, n_streams)
         store = EventStore(connect(service.redis_url))
         chunks = [chunk for job_id in got.job_ids for chunk in history(store, job_id)]
-        samples = sum(job.samples for job in store.jobs(got.job_ids) if job is not None)
+        jobs = [job for job in store.jobs(got.job_ids) if job is not None]
+        audio_s = sum(job.samples / job.sample_rate for job in jobs)
     firsts = [chunk.published_at for chunk in chunks if chunk.index == 0]
     later = [chunk.published_at for chunk in chunks if chunk.index > 0]
-    audio_s = samples / 44_100
     return {
         "streams": n_streams,
         "complete": len(got.whole_s),

@@ -2,7 +2,7 @@
 
 A wrong transpose, a wrong scale or a wrong length raises no error, it only mumbles. These checks
 catch most of that without a listener. What is expected of Supertonic 2 is only a wish for the
-built-in placeholder voice, so there it warns.
+small built-in voice, so there it warns.
 """
 
 from collections.abc import Callable, Iterator

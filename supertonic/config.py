@@ -5,11 +5,13 @@ The defaults are the published Supertonic 2. A smaller model of the same archite
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from supertonic.errors import ConfigError
+from supertonic.text import LANGUAGES
 
 Sizes = TypeVar("Sizes")
 
@@ -69,6 +71,8 @@ class ModelConfig:
     ldim: int = 24  # latent channels per base frame
     n_style: int = 50
     style_dim: int = 256
+    languages: tuple[str, ...] = LANGUAGES  # those it was trained on; others are refused
+    longest_text: int = 1000  # characters it can follow at a time; the engine cuts longer texts
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     duration_predictor: DurationPredictorConfig = DurationPredictorConfig()
     vector_estimator: VectorEstimatorConfig = VectorEstimatorConfig()
@@ -93,7 +97,14 @@ class ModelConfig:
             raise ConfigError(f"{path}: expected a JSON object of model sizes: {error}") from error
         config = _parse(cls, values, where=str(path), prefix="")
         config._check_heads(str(path))
+        config._check_languages(str(path))
         return config
+
+    def _check_languages(self, where: str) -> None:
+        unknown = [code for code in self.languages if code not in LANGUAGES]
+        if unknown or not self.languages:
+            wanted = f"one or more of {', '.join(LANGUAGES)}"
+            raise ConfigError(f"{where}: languages: expected {wanted}, got {list(self.languages)}")
 
     def _check_heads(self, where: str) -> None:
         text, duration = self.text_encoder, self.duration_predictor
@@ -127,12 +138,25 @@ def _parse(cls: type[Sizes], values: Any, where: str, prefix: str) -> Sizes:
             parsed[name] = _parse(field.type, value, where, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif field.type is int and _is_size(value):
             parsed[name] = value
-        elif field.type is not int and isinstance(value, list) and all(map(_is_size, value)):
+        elif field.type == tuple[int, ...] and _is_list(value, _is_size):
+            parsed[name] = tuple(value)
+        elif field.type == tuple[str, ...] and _is_list(value, lambda item: isinstance(item, str)):
             parsed[name] = tuple(value)
         else:
-            kind = "a positive integer" if field.type is int else "a list of positive integers"
+            kind = _KINDS[field.type]
             raise ConfigError(f"{where}: {prefix}{name}: expected {kind}, got {value!r}")
     return cls(**parsed)
+
+
+_KINDS: dict[Any, str] = {
+    int: "a positive integer",
+    tuple[int, ...]: "a list of positive integers",
+    tuple[str, ...]: "a list of words",
+}
+
+
+def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
 
 
 def _is_size(value: Any) -> bool:

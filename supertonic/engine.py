@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from supertonic.config import ModelConfig
-from supertonic.errors import ConfigError, UnknownVoice, WeightsError
+from supertonic.errors import ConfigError, UnknownLanguage, UnknownVoice, WeightsError
 from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import (
@@ -28,14 +28,14 @@ from supertonic.prepared import (
     has_fast_bfloat16,
     prepare,
 )
-from supertonic.text import LANGUAGES, VOCABULARY, encode
+from supertonic.text import VOCABULARY, encode, split_text
 from supertonic.voices import Style, load_styles
 from supertonic.weights import load_weights
 
 BUILTIN = Path(__file__).parent / "builtin"
 BUILTIN_DESCRIPTION = (
-    "Built-in placeholder voice: hums at speech length, no words. "
-    "Install the Supertonic 2 weights for speech."
+    "Small built-in voice: intelligible, monotone, made by this project from synthetic speech. "
+    "Install the Supertonic 2 weights for natural speech."
 )
 WEIGHTS_FILE = "supertonic.safetensors"
 # Words and rows of the batches for which a GPU has graphs from the start.
@@ -102,7 +102,8 @@ class Engine:
         self.precision = precision
         self.sample_rate = model.config.sample_rate
         self.voices = tuple(styles)
-        self.languages = LANGUAGES
+        self.languages = model.config.languages
+        self.longest_text = model.config.longest_text
         self._styles = styles
         self.model = model.to(device).eval()
         # Durations in double precision: float32 rounds differently with the shape of the batch,
@@ -137,9 +138,21 @@ class Engine:
         they are made, the first after a quarter of a second of sound; all of them are in the
         answer too. It is called in the caller's thread, and may ask for the rest in one piece.
 
+        A text that is longer than the model can follow is spoken in parts, and not in slices.
+
         Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
         """
-        text_ids = [self._check_and_encode(utterance) for utterance in utterances]
+        for utterance in utterances:
+            self._check(utterance)
+        parts = [in_parts(utterance, self.longest_text) for utterance in utterances]
+        if all(len(own) == 1 for own in parts):
+            return self._synthesize(utterances, on_slice)
+        spoken = iter(self._synthesize([part for own in parts for part in own], None))
+        whole = [np.concatenate([next(spoken).samples for _ in own]) for own in parts]
+        return [Audio(samples, self.sample_rate) for samples in whole]
+
+    def _synthesize(self, utterances: list[Utterance], on_slice: OnSlice | None) -> list[Audio]:
+        text_ids = [encode(utterance.text, utterance.language) for utterance in utterances]
         audio: dict[int, Audio] = {}
         sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
         passes = plan_passes(sizes, self.size_per_pass)
@@ -229,10 +242,13 @@ class Engine:
             return 0
         return int(torch.cuda.memory_reserved(self.device))
 
-    def _check_and_encode(self, utterance: Utterance) -> list[int]:
+    def _check(self, utterance: Utterance) -> None:
         if utterance.voice not in self._styles:
             known = ", ".join(self.voices)
             raise UnknownVoice(f"voice {utterance.voice!r} is not one of {known}")
+        if utterance.language not in self.languages:
+            known = ", ".join(self.languages)
+            raise UnknownLanguage(f"this model speaks {known}, not {utterance.language!r}")
         if utterance.steps < 1:
             raise ValueError(f"steps must be at least 1, got {utterance.steps}")
         if not 0 < utterance.speed < float("inf"):
@@ -241,7 +257,6 @@ class Engine:
             raise ValueError(
                 f"seed and index must not be negative, got {utterance.seed}, {utterance.index}"
             )
-        return encode(utterance.text, utterance.language)
 
     def collate(
         self,
@@ -262,6 +277,20 @@ class Engine:
             steps=[u.steps for u in utterances],
             seeds=[(u.seed, u.index) for u in utterances],
         )
+
+
+def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:
+    """The utterance itself, or as many as its text needs, none longer than so many characters."""
+    if len(utterance.text) <= longest:
+        return [utterance]
+    chunks = split_text(
+        utterance.text, utterance.language, first_chars=longest, target_chars=longest
+    )
+    # Each part has its own noise; a request has fewer chunks than this.
+    return [
+        replace(utterance, text=chunk.text, index=utterance.index + (number << 32))
+        for number, chunk in enumerate(chunks)
+    ]
 
 
 def plan_passes(sizes: Sequence[float], size_per_pass: float) -> list[list[int]]:

@@ -89,7 +89,7 @@ PUBLISH = (
 local job_id, index, facts, pcm, ttl, now, content, limit = unpack(ARGV)
 limit = tonumber(limit)
 local mine = publish(job_id, index, facts, pcm, ttl, now)
-local told = mine
+local told, heard_by = mine, job_id
 if content ~= '' then
   local flight = P .. 'flight:' .. content
   for _, other in ipairs(waiting_for(content)) do
@@ -97,14 +97,17 @@ if content ~= '' then
     local own = cjson.decode(facts)
     local here_ms = (now - redis.call('HGET', flight, 'job:' .. other)) * 1000
     own.queue_time_ms = math.max(0, math.floor(here_ms - (own.inference_time_ms or 0)))
-    told = told + publish(other, index, cjson.encode(own), pcm, ttl, now)
+    if publish(other, index, cjson.encode(own), pcm, ttl, now) == 1 then
+      told, heard_by = told + 1, other
+    end
   end
   redis.call('DEL', flight)
   if told > 0 and limit > 0 then keep(content, pcm, limit, now) end
 end
 if told > 0 then
   redis.call('HINCRBY', TOTALS, 'chunks', 1)
-  redis.call('HINCRBY', TOTALS, 'samples', #pcm / 2)
+  local rate = redis.call('HGET', P .. 'job:' .. heard_by, 'sample_rate')
+  redis.call('HINCRBY', TOTALS, 'audio_ms', math.floor(500 * #pcm / rate + 0.5))
 end
 return mine
 """

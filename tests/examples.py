@@ -44,7 +44,7 @@ def a_job(job_id: str = "job", count: int = 1, kind: Kind = Kind.STREAM) -> Job:
         done=0,
         samples=0,
         pause_samples=0,
-        sample_rate=44_100,
+        sample_rate=22_050,
         created_at=time.time(),
         started_at=None,
         finished_at=None,

@@ -11,6 +11,12 @@ import numpy as np
 import requests
 import soundfile
 
+from supertonic.config import ModelConfig
+from supertonic.engine import BUILTIN
+
+BUILTIN_CONFIG = ModelConfig.load(BUILTIN / "config.json")
+SAMPLE_RATE = BUILTIN_CONFIG.sample_rate
+
 
 @dataclass(frozen=True)
 class Received:
@@ -41,7 +47,7 @@ def parse_events(data: bytes) -> Iterator[Received]:
 def samples_of(wav: bytes) -> np.ndarray:
     """Decode a WAV with an independent library: int16 samples (N,)."""
     samples, rate = soundfile.read(io.BytesIO(wav), dtype="int16")
-    assert rate == 44_100
+    assert rate == SAMPLE_RATE
     return samples
 
 

@@ -15,6 +15,7 @@ from supertonic.engine import (
     Audio,
     Engine,
     Utterance,
+    in_parts,
     load_engine,
     plan_passes,
 )
@@ -32,11 +33,13 @@ SENTENCES = {
 }
 
 
-def mixed_utterances(count: int, longest: int = 400) -> list[Utterance]:
+def mixed_utterances(
+    count: int, longest: int = 400, languages: tuple[str, ...] = tuple(SENTENCES)
+) -> list[Utterance]:
     """Every language, voice and number of steps, from two characters to `longest`."""
     utterances = []
     for i in range(count):
-        language = list(SENTENCES)[i % 5]
+        language = languages[i % len(languages)]
         length = round(2 * (longest / 2) ** (i / (count - 1)))
         text = (SENTENCES[language] + " ") * math.ceil(length / len(SENTENCES[language]))
         utterances.append(
@@ -94,7 +97,7 @@ def assert_rows_do_not_depend_on_each_other(engine: Engine, utterances: list[Utt
 
 
 def test_a_row_alone_equals_the_row_in_a_batch(tiny: Engine) -> None:
-    assert_rows_do_not_depend_on_each_other(tiny, mixed_utterances(16))
+    assert_rows_do_not_depend_on_each_other(tiny, mixed_utterances(16, languages=tiny.languages))
 
 
 def test_a_row_alone_equals_the_row_in_a_batch_in_full_size(full: Engine) -> None:
@@ -197,9 +200,9 @@ def test_passes_hold_every_row_once_and_stay_within_their_size() -> None:
 
 
 def test_the_builtin_voice_is_complete_and_says_what_it_is(tiny: Engine) -> None:
-    assert tiny.voices == VOICES and tiny.languages == ("en", "ko", "es", "pt", "fr")
-    assert (tiny.name, tiny.is_builtin, tiny.sample_rate) == ("tiny", True, 44100)
-    assert "no words" in tiny.description
+    assert tiny.voices == VOICES and tiny.languages == ("en",)
+    assert (tiny.name, tiny.is_builtin, tiny.sample_rate) == ("tiny", True, 22050)
+    assert "built-in voice" in tiny.description
     tiny.warm_up()
 
 
@@ -215,23 +218,28 @@ def test_a_hundred_characters_take_five_to_nine_seconds(tiny: Engine, voice: str
 def test_builtin_length_grows_with_the_text(tiny: Engine) -> None:
     text = SENTENCES["en"] * 6
     seconds = [
-        len(tiny.synthesize([utterance(text[:n])])[0].samples) / 44100 for n in (3, 20, 100, 400)
+        len(tiny.synthesize([utterance(text[:n])])[0].samples) / 22050 for n in (3, 20, 100, 400)
     ]
-    assert all(0.04 * n < s < 0.13 * n for n, s in zip((3, 20, 100, 400), seconds, strict=True))
+    assert all(
+        0.04 * n < s < 0.1 * n + 0.4 for n, s in zip((3, 20, 100, 400), seconds, strict=True)
+    )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 8])
-def test_the_builtin_voice_hums_without_clipping(tiny: Engine, steps: int) -> None:
-    for audio in tiny.synthesize(
-        [utterance(SENTENCES["en"], voice=v, steps=steps) for v in VOICES]
-    ):
-        assert 0.1 < np.abs(audio.samples).max() < 0.9
-        power = np.abs(np.fft.rfft(audio.samples * np.hanning(len(audio.samples)))) ** 2
-        hertz = np.fft.rfftfreq(len(audio.samples), 1 / audio.sample_rate)
-        # Voiced: the energy sits near multiples of the frame rate (noise would give a fifth).
-        distance = np.abs(hertz / (44100 / 512) - np.round(hertz / (44100 / 512)))
-        assert power[distance < 0.1].sum() > 0.5 * power.sum()
-        assert power[hertz > 4000].sum() < 0.05 * power.sum()
+def test_a_text_beyond_its_reach_is_spoken_in_parts(tiny: Engine) -> None:
+    text = "The first part ends here, after a few words that fill it. " * 4
+    parts = in_parts(utterance(text), tiny.longest_text)
+    assert len(parts) > 1 and all(len(part.text) <= tiny.longest_text for part in parts)
+    assert " ".join(part.text for part in parts) == text.strip()
+    [whole], spoken = tiny.synthesize([utterance(text)]), tiny.synthesize(parts)
+    joined = np.concatenate([audio.samples for audio in spoken])
+    assert np.abs(whole.samples - joined).max() < 1e-5
+    assert in_parts(utterance(text), 1000) == [utterance(text)]
+
+
+def test_a_language_it_was_not_trained_on_is_refused(tiny: Engine) -> None:
+    for language in set(SENTENCES) - set(tiny.languages):
+        with pytest.raises(UnknownLanguage, match=f"speaks en, not '{language}'"):
+            tiny.synthesize([utterance(SENTENCES[language], language=language)])
 
 
 # Loading
@@ -257,7 +265,7 @@ def test_the_fingerprint_follows_what_changes_the_sound(
     shutil.copytree(BUILTIN, tmp_path / "voice")
     path = tmp_path / "voice" / changed
     if changed == "config.json":
-        path.write_text(path.read_text().replace("44100", "22050"))
+        path.write_text(path.read_text().replace("22050", "24000"))
     elif changed == WEIGHTS_FILE:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
@@ -295,7 +303,10 @@ def test_settings_that_do_not_exist_are_refused(arguments: dict[str, str], messa
         (lambda c: c.update(n_mels=80), "unknown key n_mels"),
         (lambda c: c["text_encoder"].update(heads=0), r"text_encoder\.heads: expected a positive"),
         (lambda c: c["vocoder"].update(dilations=[1, "2"]), r"vocoder\.dilations: expected a list"),
-        (lambda c: c["text_encoder"].update(heads=5), r"text_encoder\.heads: 5 does not divide 64"),
+        (
+            lambda c: c["text_encoder"].update(heads=5),
+            r"text_encoder\.heads: 5 does not divide 128",
+        ),
         (lambda c: c.update(vocoder=7), "vocoder.: expected an object, got 7"),
         (lambda c: c.update(vocabulary=100), "vocabulary: expected 163, got 100"),
     ],
@@ -317,7 +328,7 @@ def test_slices_are_heard_in_order_and_are_the_audio(tiny: Engine) -> None:
     for whole, pieces, expected in zip(audio, heard, tiny.synthesize(said), strict=True):
         assert np.array_equal(whole.samples, np.concatenate(pieces))
         assert np.abs(whole.samples - expected.samples).max() <= 1e-5
-    assert len(heard[0]) >= 3 and len(heard[0][0]) / 44100 < 0.3
+    assert len(heard[0]) >= 3 and len(heard[0][0]) / tiny.sample_rate < 0.3
 
 
 def test_who_is_in_a_hurry_gets_the_rest_in_one_piece(tiny: Engine) -> None:

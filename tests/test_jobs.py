@@ -11,7 +11,7 @@ import pytest
 
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
-from tests.sse import joined, read_events, samples_of
+from tests.sse import SAMPLE_RATE, joined, read_events, samples_of
 from tests.stack import Stack, wait_for
 
 
@@ -74,7 +74,7 @@ def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
     job = done(server, job_id)
     assert (job["state"], job["progress"], job["eta_seconds"]) == ("done", 1.0, 0.0)
     samples = samples_of(server.get(f"/jobs/{job_id}/audio").content)
-    assert abs(len(samples) / 44_100 - job["duration_seconds"]) < 0.01
+    assert abs(len(samples) / SAMPLE_RATE - job["duration_seconds"]) < 0.01
     assert job["duration_seconds"] > 600
     assert not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), "no chunk is kept twice"
     assert job["expires_at"] == job["created_at"] + 7 * 86400
@@ -155,7 +155,7 @@ def test_a_job_survives_the_loss_of_everything_but_the_disk(stack: Stack) -> Non
     assert job["state"] == "done"
     spoken_after = stack.get("/metrics").json()["total_chunks"]
     assert spoken_after <= job["chunks_total"] - on_disk + 32, "finished chunks were not repeated"
-    assert len(samples_of(stack.get(f"/jobs/{job_id}/audio").content)) > 44_100 * 600
+    assert len(samples_of(stack.get(f"/jobs/{job_id}/audio").content)) > SAMPLE_RATE * 600
 
 
 def test_a_files_worker_that_stops_in_the_middle_is_followed_by_another(stack: Stack) -> None:

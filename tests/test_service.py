@@ -10,7 +10,7 @@ import pytest
 import requests
 import websocket
 
-from tests.sse import Received, joined, read_events, samples_of
+from tests.sse import BUILTIN_CONFIG, SAMPLE_RATE, Received, joined, read_events, samples_of
 from tests.stack import Stack, wait_for
 
 TEXT = (
@@ -31,8 +31,8 @@ def stream(server: Stack, body: dict) -> list[Received]:
 def test_synthesize_answers_like_the_original_server(server: Stack) -> None:
     answer = server.post("/synthesize", {"text": "Hello, world!", "voice": "F1"}).json()
     samples = samples_of(base64.b64decode(answer["audio_base64"]))
-    assert answer["sample_rate"] == 44_100
-    assert answer["duration_seconds"] == pytest.approx(len(samples) / 44_100, abs=1e-3)
+    assert answer["sample_rate"] == SAMPLE_RATE
+    assert answer["duration_seconds"] == pytest.approx(len(samples) / SAMPLE_RATE, abs=1e-3)
     assert answer["batch_size"] >= 1 and answer["inference_time_ms"] > 0
     assert 0.3 < answer["duration_seconds"] < 5
     assert np.abs(samples).max() > 500, "there is sound"
@@ -103,10 +103,15 @@ def test_every_voice_and_language_speaks(server: Stack) -> None:
         *("F1", "F2", "F3", "F4", "F5"),
     ]
     texts = {"en": "Hello.", "ko": "안녕하세요.", "es": "Hola.", "pt": "Olá.", "fr": "Ça va ?"}
-    assert [entry["code"] for entry in listed["languages"]] == list(texts)
-    for voice, (language, text) in zip(listed["voices"], list(texts.items()) * 2, strict=True):
-        body = {"text": text, "voice": voice["id"], "language": language}
+    spoken = [entry["code"] for entry in listed["languages"]]
+    assert spoken == [code for code in texts if code in BUILTIN_CONFIG.languages]
+    for number, voice in enumerate(listed["voices"]):
+        language = spoken[number % len(spoken)]
+        body = {"text": texts[language], "voice": voice["id"], "language": language}
         assert server.post("/synthesize", body).status_code == 200
+    for language in set(texts) - set(spoken):
+        refused = server.post("/synthesize", {"text": texts[language], "language": language})
+        assert refused.status_code == 422 and "must be one of" in refused.text
 
 
 def test_a_client_that_leaves_cancels_its_job(server: Stack) -> None:
