@@ -10,6 +10,7 @@ starts it, from its start until ``/readyz`` is green.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def write_model(folder: Path, config: ModelConfig) -> int:
 
 def load(folder: Path, precision: str) -> dict[str, float]:
     command = [sys.executable, "-c", ENGINE, str(folder), precision]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    env = os.environ | {"OMP_WAIT_POLICY": "passive"}  # as the worker sets it
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

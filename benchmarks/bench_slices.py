@@ -110,7 +110,7 @@ def main() -> None:
     cells: dict[str, dict[str, Any]] = {}
     for precision in arguments.precisions:
         env = {"BENCH_ENGINE": arguments.engine, "SUPERTONIC_PRECISION": precision}
-        with Service(**env, SUPERTONIC_MODEL="tiny") as service:
+        with Service(**env, SUPERTONIC_MODEL="tiny", SUPERTONIC_MAX_WAIT_S="0") as service:
             service.start("redis")
             service.start("worker", WORKER)
             service.start("web")

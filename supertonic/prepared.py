@@ -52,8 +52,13 @@ def prepare(model: Supertonic, device: str = "cpu", precision: str = "float32") 
     ConfigError for a precision that does not exist, or float16 on a CPU.
     """
     check_precision(precision, device)
+    threads = torch.get_num_threads()
+    # A thousand small operations: on a busy machine threads that wait for each other take four
+    # times as long.
+    torch.set_num_threads(1)
     with torch.no_grad():
         prepared = Prepared(model, Form(torch.device(device), getattr(torch, precision)))
+    torch.set_num_threads(threads)
     _trim()
     return prepared
 
