@@ -26,7 +26,7 @@ COLUMNS = ("streams", "failed", "first_p50_ms", "first_p95_ms", "c50", "underrun
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rounds of one stream and of a burst in turn, so that a slow minute hits both."""
     rounds = 1 if arguments.quick else arguments.rounds
-    alone, together = [], []
+    alone, together, cores = [], [], []
     # Everybody is let in: this is about who is spoken when, not about who is refused.
     with Service(**settings(arguments), SUPERTONIC_MAX_WAIT_S="0") as service:
         stage = Stage(service, arguments.engine)
@@ -37,7 +37,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for _ in range(2 if arguments.quick else 5):
                 alone.append(summary(asyncio.run(traffic.burst(goal, 1))))
                 time.sleep(0.3)
+            cpu_s, started = service.cpu_s("worker"), time.perf_counter()
             together.append(summary(asyncio.run(traffic.burst(goal, arguments.streams))))
+            seconds = time.perf_counter() - started
+            cores.append((service.cpu_s("worker") - cpu_s) / seconds)
             time.sleep(0.5)
         workers = stage.call("GET", "/")["workers"]
     print(table(COLUMNS, [[_short(one[name]) for name in COLUMNS] for one in together]))
@@ -49,6 +52,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "alone_first_max_ms": max(one["first_p50_ms"] for one in alone),
         "alone_rounds": len(alone),
         "failed": sum(one["failed"] + one["refused"] for one in alone + together),
+        # On a machine with two cores and nothing else to do this is near two.
+        "burst_cores_of_worker": percentile(cores, 50),
         "burst_rounds": len(together),
         "burst_streams": arguments.streams,
     }
