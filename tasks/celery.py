@@ -6,6 +6,7 @@ brings the batching consumer. Importing this module alone costs no torch, so the
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 from celery import Celery
 from celery.platforms import SecurityWarning
@@ -25,10 +26,14 @@ DELIVER = "tasks.deliver_webhook"
 # Celery warns root at length because a pickled message could run code; ours are JSON only.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
-_settings = Settings.from_env()
-
 app = Celery("tasks", include=["tasks.worker"], amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
+
+
+@cache
+def _settings() -> Settings:
+    """Not read while this is imported: `app.run` says in words what is wrong with a setting."""
+    return Settings.from_env()
 
 
 def start_job(
@@ -48,10 +53,10 @@ def start_job(
         redis.RedisError, kombu.exceptions.OperationalError: Redis or the broker cannot be reached.
     """
     messages: Sequence[Envelope] = ()
-    if _settings.queues_are_in_redis:
+    if _settings().queues_are_in_redis:
         messages = envelopes(app, SYNTHESIZE, chunks, ttl_s)
     admission = store.admit(job, pieces, ttl_s, chunks, messages, limits)
-    if not _settings.queues_are_in_redis:
+    if not _settings().queues_are_in_redis:
         to_send = set(admission.to_send)
         _publish([chunk for chunk in chunks if chunk.index in to_send], ttl_s)
     return admission
@@ -59,7 +64,7 @@ def start_job(
 
 def send_chunks(store: EventStore, chunks: Sequence[Chunk], expires_s: float) -> None:
     """Queue chunks of a job that is stored already. Raises like ``start_job``."""
-    if _settings.queues_are_in_redis:
+    if _settings().queues_are_in_redis:
         store.push(envelopes(app, SYNTHESIZE, chunks, expires_s))
     else:
         _publish(chunks, expires_s)

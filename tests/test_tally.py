@@ -27,8 +27,7 @@ def chunk(job_id: str, index: int, kind: Kind = Kind.STREAM, **times: float) -> 
     known = {"due": now, "seconds": 3.0, "sent_at": now} | times
     fixed: dict[str, Any] = {"text": "Hello.", "voice": "M1", "language": "en", "steps": 2}
     fixed |= {"speed": 1.0, "seed": 0, "count": 3}
-    names = Chunk.__dataclass_fields__
-    fixed |= {"slices": False} if "slices" in names else {}
+    fixed |= {"slices": False, "content": ""}
     return Chunk(job_id=job_id, index=index, kind=kind, urgency=urgency, **fixed, **known)
 
 
