@@ -237,6 +237,14 @@ def test_compose_commands_name_profiles_and_services_that_exist() -> None:
     assert named and set(named) <= services.keys()
 
 
+def test_every_promise_names_a_test_that_exists() -> None:
+    promises = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", promises)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
 # -- lists that are held against the code ----------------------------------------------------
 
 
