@@ -138,7 +138,7 @@ class Engine:
         they are made, the first after a quarter of a second of sound; all of them are in the
         answer too. It is called in the caller's thread, and may ask for the rest in one piece.
 
-        A text that is longer than the model can follow is spoken in parts, and not in slices.
+        A text that is longer than the model can follow is spoken in parts.
 
         Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
         """
@@ -147,9 +147,18 @@ class Engine:
         parts = [in_parts(utterance, self.longest_text) for utterance in utterances]
         if all(len(own) == 1 for own in parts):
             return self._synthesize(utterances, on_slice)
-        spoken = iter(self._synthesize([part for own in parts for part in own], None))
-        whole = [np.concatenate([next(spoken).samples for _ in own]) for own in parts]
-        return [Audio(samples, self.sample_rate) for samples in whole]
+        heard: list[list[np.ndarray]] = [[] for _ in parts]
+        for number in range(max(map(len, parts))):
+            rows = [row for row, own in enumerate(parts) if len(own) > number]
+            slicing = _Slicing(rows, on_slice)
+            spoken = self._synthesize(
+                [parts[row][number] for row in rows], slicing if on_slice else None
+            )
+            for row, audio in zip(rows, spoken, strict=True):
+                heard[row].append(audio.samples)
+            if slicing.is_over:  # later parts may not be heard before earlier ones
+                on_slice = None
+        return [Audio(np.concatenate(own), self.sample_rate) for own in heard]
 
     def _synthesize(self, utterances: list[Utterance], on_slice: OnSlice | None) -> list[Audio]:
         text_ids = [encode(utterance.text, utterance.language) for utterance in utterances]
@@ -277,6 +286,20 @@ class Engine:
             steps=[u.steps for u in utterances],
             seeds=[(u.seed, u.index) for u in utterances],
         )
+
+
+class _Slicing:
+    """Passes slices of some rows on, until nobody wants any or a pass was made without."""
+
+    def __init__(self, rows: list[int], on_slice: OnSlice | None) -> None:
+        self.rows, self.on_slice = rows, on_slice
+        self.is_over = True
+
+    def __call__(self, row: int, samples: np.ndarray) -> bool | None:
+        assert self.on_slice is not None
+        is_hurried = self.on_slice(self.rows[row], samples)
+        self.is_over = bool(is_hurried)
+        return is_hurried
 
 
 def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:

@@ -44,10 +44,10 @@ def parse_events(data: bytes) -> Iterator[Received]:
             yield Received(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
 
 
-def samples_of(wav: bytes) -> np.ndarray:
+def samples_of(wav: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Decode a WAV with an independent library: int16 samples (N,)."""
     samples, rate = soundfile.read(io.BytesIO(wav), dtype="int16")
-    assert rate == SAMPLE_RATE
+    assert rate == sample_rate
     return samples
 
 

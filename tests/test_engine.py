@@ -235,6 +235,12 @@ def test_a_text_beyond_its_reach_is_spoken_in_parts(tiny: Engine) -> None:
     assert np.abs(whole.samples - joined).max() < 1e-5
     assert in_parts(utterance(text), 1000) == [utterance(text)]
 
+    short, heard = utterance("A short one."), {0: [], 1: []}
+    both = tiny.synthesize([utterance(text), short], lambda i, samples: heard[i].append(samples))
+    for i, expected in enumerate((whole, *tiny.synthesize([short]))):
+        assert len(heard[i]) > 1 and np.array_equal(np.concatenate(heard[i]), both[i].samples)
+        assert np.abs(both[i].samples - expected.samples).max() < 1e-5
+
 
 def test_a_language_it_was_not_trained_on_is_refused(tiny: Engine) -> None:
     for language in set(SENTENCES) - set(tiny.languages):

@@ -15,7 +15,7 @@ import soundfile
 from app.encoding import MEDIA_TYPES
 from app.openai_api import VOICE_NAMES
 from supertonic.voices import VOICES
-from tests.sse import samples_of
+from tests.sse import SAMPLE_RATE, samples_of
 from tests.stack import Stack, wait_for
 
 TEXT = "Good evening. This is a second sentence, so that there are several chunks. " * 4
@@ -49,9 +49,9 @@ def test_every_format_holds_the_whole_sound(
         heard, found = np.frombuffer(answer.content, "<i2"), rate
     else:
         heard, found = soundfile.read(io.BytesIO(answer.content), dtype="int16")
-    assert found == rate == {"pcm": 24_000, "opus": 48_000}.get(kind, 44_100)
+    assert found == rate == {"pcm": 24_000, "opus": 48_000}.get(kind, SAMPLE_RATE)
     spoken = native(server, text=TEXT, voice="F3", seed=7)
-    assert len(heard) / rate == pytest.approx(len(spoken) / 44_100, abs=0.001)
+    assert len(heard) / rate == pytest.approx(len(spoken) / SAMPLE_RATE, abs=0.001)
     if kind in ("wav", "flac"):
         assert np.array_equal(heard, spoken)
     else:
