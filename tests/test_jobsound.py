@@ -44,7 +44,7 @@ def test_any_order_and_any_steps_give_the_same_file(
         assert loose_chunks(folder) == {i for i in here if i > prefix}, "nothing is kept twice"
     with Recorder(folder, pieces, RATE) as recorder:
         recorder.finish()
-    assert np.array_equal(samples_of((folder / SOUND).read_bytes()), whole(pieces))
+    assert np.array_equal(samples_of((folder / SOUND).read_bytes(), RATE), whole(pieces))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -67,7 +67,7 @@ def test_whatever_a_dying_writer_left_the_next_one_goes_on(tmp_path: Path, seed:
         assert len(recorder.entries) == 5
         recorder.finish()
     sound = (tmp_path / SOUND).read_bytes()
-    assert np.array_equal(samples_of(sound), whole(pieces))
+    assert np.array_equal(samples_of(sound, RATE), whole(pieces))
     assert len(sound) == 44 + 2 * len(whole(pieces)), "nothing is left behind the end"
 
 

@@ -53,7 +53,7 @@ def settled(service: Stack) -> None:
 
 def envelope(**chunk: Any) -> dict[str, Any]:
     """A good message as JSON, for a job that nobody knows."""
-    ((_, text),) = envelopes(app, SYNTHESIZE, [a_chunk("nobody")], 60.0)
+    ((_, text),) = envelopes(app, SYNTHESIZE, [a_chunk("nobody")], 86_400.0)
     message: dict[str, Any] = json.loads(text)
     if chunk:
         body = json.loads(base64.b64decode(message["body"]))
