@@ -52,7 +52,7 @@ def queue_all(store: EventStore, plan: Plan) -> list[str]:
             replace(chunk, urgency=lanes[chunk.index % len(lanes)])
             for chunk in make_chunks(job, pieces, range(job.count))
         ]
-        store.create(job, pieces, 3600, envelopes(app, SYNTHESIZE, chunks, 3600))
+        store.admit(job, pieces, 3600, chunks, envelopes(app, SYNTHESIZE, chunks, 3600))
         job_ids.append(job.job_id)
     return job_ids
 
