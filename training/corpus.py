@@ -1,8 +1,8 @@
 """Stage 1, the corpus: `python -m training.corpus`. The teacher reads sentences, in shards.
 
-A shard holds texts, word and phone times, and the described frames (`latents.analyse`); samples
-are not kept, since the teacher repeats itself exactly. Each shard has its own seed, so a broken
-run goes on where it stopped.
+A shard holds texts, word and phone times, and the described frames (`latents.analyse`). Samples are
+not kept: the teacher repeats itself, in all but its noise. Each shard has its own seed, so a
+broken run goes on where it stopped.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def load_shard(path: Path) -> list[Item]:
 
 def load_space() -> Space:
     """Fitted on the first English shard, once; latents made with another would not fit."""
-    path = WORK / "space.pt"
+    path = WORK / "space.safetensors"
     if not path.exists():
         items = load_shard(shard_path("en", 0))
         space = Space.fit(

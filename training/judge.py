@@ -18,9 +18,9 @@ from supertonic.engine import BUILTIN, Engine, Utterance, load_engine
 from supertonic.layers import Span
 from supertonic.model import draw_noise
 from training import fast
-from training.corpus import USUAL_RATE, Item, load_space, read_aloud, test_texts
+from training.corpus import USUAL_RATE, Item, read_aloud, test_texts
 from training.judging import Score, distortion, score
-from training.latents import FRAME, PER_TOKEN, resynthesise
+from training.latents import FRAME, PER_TOKEN, SPACE, Space, resynthesise
 from training.plan import VOICES
 from training.recogniser import EAR, Ear
 from training.teacher import Teacher
@@ -48,7 +48,7 @@ class Judge:
         self.plain: Engine = load_engine(str(directory), device="cpu", prepared=False)
         self.ear = Ear.load()
         self.teacher = Teacher()
-        self.space = load_space()
+        self.space = Space.load(SPACE)
         texts, rows = test_texts()
         self.texts, self.rows = texts[:sentences], rows[: max(10, sentences * 60 // 150)]
         self.lines: list[str] = []

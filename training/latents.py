@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.plan import CLOCK, CONFIG, SEED
@@ -152,11 +153,11 @@ class Space:
         return (values - self.centre) / self.unit
 
     def save(self, path: Path) -> None:
-        torch.save(self.__dict__, path)
+        save_file(self.__dict__, path)
 
     @classmethod
     def load(cls, path: Path) -> "Space":
-        return cls(**torch.load(path, weights_only=True))
+        return cls(**load_file(path))
 
 
 def to_tokens(frames: Tensor) -> Tensor:
@@ -175,6 +176,8 @@ def _noise() -> Tensor:
         len(period)
     )
 
+
+SPACE = Path(__file__).with_name("space.safetensors")  # of the built-in voice
 
 GRAIN = 128  # samples between noise grains, each twice as long
 RESPONSE = 512  # samples of an impulse response, and the size of its transform

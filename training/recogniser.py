@@ -122,8 +122,8 @@ def main() -> None:
     from training.teacher import Teacher
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--utterances", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--utterances", type=int, default=2500)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)

@@ -137,8 +137,8 @@ class English:
             text = f"{self.pick(en.QUESTIONS)} {self.pick(en.MODALS)} {self.clause()}"
             end = "?"
         elif roll < 0.40:
-            joint = f"{rng.choice((',', ''))} {self.pick(en.CONJUNCTIONS)}"
-            text = f"{self.clause()}{joint} {self.clause()}"
+            text = f"{self.clause()}{rng.choice((',', ''))} {self.pick(en.CONJUNCTIONS)}"
+            text += f" {self.clause()}"
         elif roll < 0.46:
             text = f"{self.pick(en.ADVERBS)}, {self.clause()}"
         elif roll < 0.50:

@@ -194,7 +194,7 @@ def validate(trainee: Trainee, held: list[list[Row]], steps: int = 4) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--decay-from", type=int, help="default: the last third")
     parser.add_argument("--tokens", type=int, default=800, help="latent frames per step")
     parser.add_argument("--copies", type=int, default=1, help="noise draws of each")
