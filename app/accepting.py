@@ -74,7 +74,7 @@ class Accepting:
         except Refused as refused:
             raise field_problem("webhook_url", body.webhook_url, str(refused)) from None
         # Before the job: it may be over before this line is through.
-        Delivery(body.webhook_url).save(self.speech.files.folder(job_id))
+        Delivery(body.webhook_url).save(self.speech.files.make_folder(job_id))
         try:
             return self.speech.submit(body, Kind.LONG, owner, job_id=job_id)
         except BaseException:

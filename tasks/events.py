@@ -144,8 +144,8 @@ class EventStore:
     ) -> bool:
         """Store a new job and queue messages, without asking whether there is room for it.
 
-        False when the job is there already. It says nothing yet: the record itself is the first
-        event.
+        False when the job is there already, or was forgotten a moment ago. It says nothing yet:
+        the record itself is the first event.
         """
         return self._store(job, pieces, ttl_s, (), messages, None).is_new
 

@@ -91,6 +91,9 @@ class JobAdvancer:
             return
         on_disk, pieces = saved
         job = self.store.job(job_id) or self._restore(on_disk, pieces)
+        if job is None:
+            # Deleted since it was read from disk.
+            return
         if on_disk.state.is_final and not job.state.is_final:
             # A restore that was killed between telling of the job and of its end.
             self.store.end(job_id, on_disk.state, on_disk.error or "")
@@ -106,7 +109,7 @@ class JobAdvancer:
             elif job.state.is_spoken:
                 self._refill(job, pieces, recorder.collected)
 
-    def _restore(self, job: Job, pieces: list[Piece]) -> Job:
+    def _restore(self, job: Job, pieces: list[Piece]) -> Job | None:
         """Tell Redis again about a job it has forgotten, with the chunks that are on disk."""
         logger.info("job restored from disk, Redis lost it", extra=facts(job_id=job.job_id))
         fresh = replace(job, state=State.QUEUED, error=None, finished_at=None)
@@ -117,9 +120,7 @@ class JobAdvancer:
         self.long_jobs.measure_afresh(job.job_id)
         if job.state.is_final:
             self.store.end(job.job_id, job.state, job.error or "")
-        restored = self.store.job(job.job_id)
-        assert restored is not None
-        return restored
+        return self.store.job(job.job_id)
 
     def _hold(self, job: Job) -> Job:
         """The disk knows whether a job is paused: it is told first, and Redis may be lost."""
@@ -181,8 +182,8 @@ class JobAdvancer:
             raise
         self.store.end(job.job_id, State.DONE)
         ended = self.store.job(job.job_id)
-        assert ended is not None
-        self._close(ended, job, pieces)
+        if ended is not None:  # or deleted just now
+            self._close(ended, job, pieces)
 
     def _close(self, job: Job, on_disk: Job, pieces: list[Piece]) -> None:
         """Make a job's end durable and drop what it no longer needs."""
@@ -208,6 +209,10 @@ class JobAdvancer:
             return
         try:
             self._tell(job_id, saved[0])
+        except FileNotFoundError:
+            if self.files.load(job_id) is not None:
+                raise
+            # Deleted while its webhook was being told.
         finally:
             self._telling.release()
 

@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,24 +45,34 @@ class JobFiles:
 
     def __init__(self, data_dir: str | Path, jobs_url: str = "") -> None:
         self.root = Path(data_dir) / "jobs"
+        self.deleted = Path(data_dir) / "deleted"
         self.place = Place(jobs_url) if jobs_url else None
 
     def folder(self, job_id: str) -> Path:
         return self.root / job_id
 
+    def make_folder(self, job_id: str) -> Path:
+        """Where a new job goes. Only who accepts a job makes it: others may come after its end."""
+        folder = self.folder(job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     # -- the job itself --------------------------------------------------------------------
 
     def save(self, job: Job, pieces: Sequence[Piece]) -> None:
-        """Store the job as it is now."""
-        record = asdict(job) | {"pieces": [[piece.text, piece.pause_s] for piece in pieces]}
-        self.folder(job.job_id).mkdir(parents=True, exist_ok=True)
-        data = json.dumps(record, ensure_ascii=False).encode()
-        write_whole(self.folder(job.job_id) / "job.json", data)
+        """Store a new job."""
+        self.make_folder(job.job_id)
+        self._write(job, pieces)
 
     def update(self, job: Job, pieces: Sequence[Piece]) -> None:
         """Store a job's new state, unless it was deleted meanwhile."""
-        if self.folder(job.job_id).is_dir():
-            self.save(job, pieces)
+        with suppress(FileNotFoundError):
+            self._write(job, pieces)
+
+    def _write(self, job: Job, pieces: Sequence[Piece]) -> None:
+        record = asdict(job) | {"pieces": [[piece.text, piece.pause_s] for piece in pieces]}
+        data = json.dumps(record, ensure_ascii=False).encode()
+        write_whole(self.folder(job.job_id) / "job.json", data)
 
     def load(self, job_id: str) -> tuple[Job, list[Piece]] | None:
         """The job as last saved, None if there is none."""
@@ -106,14 +117,22 @@ class JobFiles:
         """
         if url := self.stored_url(job_id):
             remove_at(url)
-        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+        # Renamed away first, in one step: somebody may be writing into it at this moment, and what
+        # he writes must not make it a job again.
+        self.deleted.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            grave = self.deleted / f"{job_id}.{uuid.uuid4().hex}"
+            self.folder(job_id).rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
 
     def delete_orphans(self) -> None:
-        """Remove folders whose job was never accepted, or deleted while somebody wrote."""
+        """Remove folders whose job was never accepted, or whose removal was broken off."""
         for folder in self.root.glob("*/"):
             is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
             if is_old and not (folder / "job.json").exists():
                 self.delete(folder.name)
+        for grave in self.deleted.glob("*/"):
+            shutil.rmtree(grave, ignore_errors=True)
 
     # -- one at a time ---------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ CREATE = (
     + """
 local ttl, listed_at, job_id, order = ARGV[1], ARGV[2], ARGV[3], cjson.decode(ARGV[4])
 local job, last = P .. 'job:' .. job_id, 5 + ARGV[5]
-if redis.call('EXISTS', job) == 1 then return {0, '', 0, 0} end
+if redis.call('EXISTS', job, P .. 'gone:' .. job_id) > 0 then return {0, '', 0, 0} end
 
 local now, plan, kept, is_joined = order.now, {first = 0, later = {}, long = 0, ms = 0}, {}, {}
 for i, work in ipairs(order.works) do
@@ -301,7 +301,8 @@ redis.call('HINCRBY', job, 'samples', -n_samples)
 return 1
 """
 
-# Forget a job and what it had on the account. ARGV: job.
+# Forget a job and what it had on the account, and for a while do not take it in again: whoever read
+# it from disk just before may be about to restore it. ARGV: job.
 FORGET_JOB = (
     _LIBRARY
     + """
@@ -311,6 +312,7 @@ close_account(job_id)
 redis.call('ZREM', P .. 'jobs', job_id)
 redis.call('ZREM', P .. 'open', job_id)
 redis.call('UNLINK', P .. 'job:' .. job_id, P .. 'events:' .. job_id, P .. 'sent:' .. job_id)
+redis.call('SET', P .. 'gone:' .. job_id, 1, 'EX', 60)
 return 1
 """
 )

@@ -90,7 +90,7 @@ class Delivery:
             return None
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        """FileNotFoundError: there is no such folder, as of a job that was deleted meanwhile."""
         write_whole(folder / FILE, json.dumps(asdict(self)).encode())
 
 

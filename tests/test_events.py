@@ -419,3 +419,11 @@ def test_the_time_left_goes_by_the_pace_of_late(
     assert eta_s == (None if expected is None else pytest.approx(expected, rel=0.15)), why
     LongJobs(store).measure_afresh("job")
     assert LongJobs(store).etas([job]) == [None], "what was before a pause does not count"
+
+
+def test_a_forgotten_job_is_not_told_of_again(store: EventStore) -> None:
+    """Whoever read it from disk a moment before it was deleted may want to restore it."""
+    create(store, kind=Kind.LONG)
+    store.forget_job("job")
+    create(store, kind=Kind.LONG)
+    assert store.job("job") is None and LongJobs(store).page("", None, 9, None) == ([], None)

@@ -298,8 +298,7 @@ def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:
     slow.post(f"/jobs/{job_id}/pause")
     assert slow.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
     assert slow.delete(f"/jobs/{job_id}").json()["deleted"] is True
-    # The files worker may be closing it at this very moment, and notices right after.
-    wait_for(lambda: slow.get(f"/jobs/{job_id}").status_code == 404, 10)
+    assert slow.get(f"/jobs/{job_id}").status_code == 404
 
 
 def test_progress_tells_an_honest_time_left_and_a_place(slow: Stack) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import SOUND, Recorder, loose_chunks, read_index
-from tasks.messages import Piece
+from tasks.messages import Kind, Piece
 from tests.examples import a_job, some_pieces
 from tests.sse import samples_of
 
@@ -133,3 +134,20 @@ def test_a_job_that_another_version_wrote_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"of_tomorrow": 1}))
     job, pieces = files.load("job")
     assert (job.job_id, pieces) == ("job", some_pieces(1))
+
+
+def test_a_deleted_job_is_never_written_back(tmp_path: Path) -> None:
+    """The files worker may be closing a job at the moment its owner deletes it."""
+    files = JobFiles(tmp_path)
+    for _ in range(300):
+        files.save(a_job(kind=Kind.LONG), some_pieces(1))
+        closing = threading.Thread(target=write_on, args=(files,))
+        closing.start()
+        files.delete("job")
+        closing.join()
+        assert not files.folder("job").exists()
+
+
+def write_on(files: JobFiles) -> None:
+    for _ in range(3):
+        files.update(a_job(kind=Kind.LONG), some_pieces(1))
