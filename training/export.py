@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from supertonic.engine import BUILTIN, WEIGHTS_FILE, Utterance, load_engine
+from supertonic.engine import BUILTIN, WEIGHTS_FILE, Utterance, load_config, load_engine
 from supertonic.model import Supertonic
-from supertonic.weights import save_weights
+from supertonic.weights import load_weights, save_weights
 from training import decoder, durations, text_to_latent
 from training.corpus import load_space
 from training.durations import Timer
+from training.judge import LABELS
 from training.latents import SPACE
 from training.loop import Average, unit
 from training.loudness import lufs
@@ -25,11 +27,6 @@ from training.plan import CONFIG, VOICES, WORK
 
 LOUDNESS = -20.0  # LUFS wanted, on average over the voices
 PEAK = 0.98  # never louder than this, in any of the sentences that are tried
-SENTENCES = (
-    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
-    "Yes. Please wait a minute, we are almost there!",
-    "She measured both of the old brown boxes, and put them on the table by the door.",
-)
 
 
 def averaged(state: Path, module: torch.nn.Module) -> None:
@@ -73,18 +70,39 @@ def write_style(ttl: Tensor, dp: Tensor, path: Path) -> None:
 def gain(directory: Path, voices: list[str], language: str) -> float:
     """What brings the voices to the wanted loudness without clipping."""
     engine = load_engine(str(directory), device="cpu")
-    tried = engine.synthesize(
-        [
-            Utterance(text, language, voice, steps, 1.0, seed, 0)
-            for voice in voices
-            for seed, text in enumerate(SENTENCES)
-            for steps in (2, 4)
-        ]
-    )
-    levels = [lufs(audio.samples, audio.sample_rate) for audio in tried]
+    taught = json.loads(LABELS.read_text(encoding="utf-8"))
+    texts = [row["text"] for row in taught["sentences"] + taught["long"]]
+    tried = [
+        audio
+        for voice in tqdm(voices, "loudness")
+        for speed in (1.05, 1.4)
+        for audio in engine.synthesize(
+            [Utterance(text, language, voice, 2, speed, i, 0) for i, text in enumerate(texts)]
+        )
+    ]
+    level = float(np.mean([lufs(audio.samples, audio.sample_rate) for audio in tried[::5]]))
     peak = max(float(np.abs(audio.samples).max()) for audio in tried)
-    wanted = 10 ** ((LOUDNESS - float(np.mean(levels))) / 20)
-    return min(wanted, PEAK / peak)
+    print(f"{level:.1f} LUFS on average, peak {peak:.3f}")
+    return min(10 ** ((LOUDNESS - level) / 20), PEAK / peak)
+
+
+def set_loudness(model: Supertonic, directory: Path, voices: list[str], language: str) -> None:
+    """Scale the last layer of a model that is saved in ``directory``, and save it again."""
+    factor = gain(directory, voices, language)
+    with torch.no_grad():
+        model.vocoder.decoder.head.layer2.weight.mul_(factor)
+    save_weights(model, directory / WEIGHTS_FILE, torch.float16)
+    size = (directory / WEIGHTS_FILE).stat().st_size
+    print(f"{directory}: {size / 1e6:.1f} MB, gain {factor:.2f}, from {WORK}")
+
+
+def again(directory: Path) -> None:
+    """Set the loudness of a voice that was exported before."""
+    config = load_config(directory)
+    model = Supertonic(config)
+    load_weights(model, directory / WEIGHTS_FILE)
+    voices = sorted(path.stem for path in (directory / "voice_styles").glob("*.json"))
+    set_loudness(model, directory, voices, config.languages[0])
 
 
 def main() -> None:
@@ -94,7 +112,13 @@ def main() -> None:
         "--voices", nargs="*", default=list(VOICES), help="those that are good enough"
     )
     parser.add_argument("--languages", nargs="*", default=["en"])
+    parser.add_argument(
+        "--loudness", action="store_true", help="only set the loudness of what is there, again"
+    )
     arguments = parser.parse_args()
+    if arguments.loudness:
+        again(arguments.directory)
+        return
     directory, names = arguments.directory, list(VOICES)
     model, ttl, dp = assemble()
     (directory / "voice_styles").mkdir(parents=True, exist_ok=True)
@@ -106,14 +130,9 @@ def main() -> None:
         index = names.index(voice)
         write_style(ttl[index], dp[index], directory / "voice_styles" / f"{voice}.json")
     save_weights(model, directory / WEIGHTS_FILE, torch.float16)
-    factor = gain(directory, arguments.voices, arguments.languages[0])
-    with torch.no_grad():
-        model.vocoder.decoder.head.layer2.weight.mul_(factor)
-    save_weights(model, directory / WEIGHTS_FILE, torch.float16)
+    set_loudness(model, directory, arguments.voices, arguments.languages[0])
     if directory == BUILTIN:
         load_space().save(SPACE)  # the judge needs it to take the teacher's latents
-    size = (directory / WEIGHTS_FILE).stat().st_size
-    print(f"{directory}: {size / 1e6:.1f} MB, gain {factor:.2f}, from {WORK}")
 
 
 if __name__ == "__main__":
