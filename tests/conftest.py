@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from tasks.events import EventStore, connect
 from tests.stack import Stack
 
 
@@ -29,3 +31,22 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield own
     finally:
         own.stop_all()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
+    """A Redis alone, for a file of tests that need no processes beside it."""
+    stack = Stack(tmp_path_factory.mktemp("redis"))
+    stack.start_redis()
+    client = connect(stack.redis_url)
+    yield client
+    client.close()
+    stack.redis.close()
+    stack.stop_all()
+
+
+@pytest.fixture
+def store(client: "redis.Redis") -> EventStore:
+    """The event store in an empty Redis."""
+    client.flushall()
+    return EventStore(client)

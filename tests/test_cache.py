@@ -1,40 +1,22 @@
 """Equal chunks are computed once: what is kept, who waits for whom, and every race between them."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import redis
 
 from tasks.cache import content_key
 from tasks.demand import Admission
-from tasks.events import KEPT_FACTS, ChunkResult, EventStore, connect
+from tasks.events import KEPT_FACTS, ChunkResult, EventStore
 from tasks.messages import Chunk, Job, Kind, State, Urgency
 from tests.examples import a_chunk, a_job, some_pieces
-from tests.stack import Stack, wait_for
+from tests.stack import wait_for
 from tests.test_events import all_at_once
 
 MB = 1_000_000
 PCM = b"\1\0" * 1000
 FACTS = {"batch_size": 2, "queue_time_ms": 50.0, "inference_time_ms": 5.0, "cached": False}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
-    stack = Stack(tmp_path_factory.mktemp("redis"))
-    stack.start_redis()
-    client = connect(stack.redis_url)
-    yield client
-    client.close()
-    stack.redis.close()
-    stack.stop_all()
-
-
-@pytest.fixture
-def store(client: "redis.Redis") -> EventStore:
-    client.flushall()
-    return EventStore(client)
 
 
 def wish(job_id: str, contents: Sequence[str], **fields: object) -> tuple[Job, list[Chunk]]:

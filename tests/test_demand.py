@@ -2,32 +2,19 @@
 
 import heapq
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 import redis
 
 from tasks.demand import Limits
-from tasks.events import ChunkResult, EventStore, connect
+from tasks.events import ChunkResult, EventStore
 from tasks.messages import Chunk, Job, Kind, State, Urgency
 from tests.examples import a_chunk, a_job, some_pieces
-from tests.stack import Stack
 
 OPEN = Limits(rate=10.0)
 # Of the streams that arrive in the simulation: one chunk of 2 s, and 0 to 5 of 3.5 s.
 MEAN_S = 2 + 2.5 * 3.5
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
-    stack = Stack(tmp_path_factory.mktemp("redis"))
-    stack.start_redis()
-    client = connect(stack.redis_url)
-    yield client
-    client.close()
-    stack.redis.close()
-    stack.stop_all()
 
 
 class Clock:

@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,23 +18,6 @@ from tests.stack import Stack
 TTL_S = 600
 # Facts about the whole service, not about one job.
 LASTING = {b"supertonic:jobs", b"supertonic:open", b"supertonic:totals", b"supertonic:workers"}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
-    stack = Stack(tmp_path_factory.mktemp("redis"))
-    stack.start_redis()
-    client = connect(stack.redis_url)
-    yield client
-    client.close()
-    stack.redis.close()
-    stack.stop_all()
-
-
-@pytest.fixture
-def store(client: "redis.Redis") -> EventStore:
-    client.flushall()
-    return EventStore(client)
 
 
 def result(job_id: str = "job", index: int = 0, pcm: bytes = b"\1\0" * 10) -> ChunkResult:

@@ -1,16 +1,12 @@
 """What a worker learns about itself, and tells the others."""
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
 from tasks.delays import exchange
-from tasks.events import connect
 from tasks.messages import Kind
 from tasks.pace import Cost, Pace, work
 from tests.examples import a_chunk
-from tests.stack import Stack
 
 TRUE = Cost(fixed_s=0.02, s_per_row=0.005, s_per_work=0.008, lanes=2)
 
@@ -90,17 +86,6 @@ def test_nobody_waits_for_long_jobs_and_for_what_comes_after_the_last_chunk() ->
     pace.published(a_chunk("book", 0, count=9, kind=Kind.LONG), seconds=2.0, now=1e9)
     pace.published(a_chunk("job", 2, count=3), seconds=2.0, now=1e9)
     assert not pace.delays and not pace.untold
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
-    stack = Stack(tmp_path_factory.mktemp("redis"))
-    stack.start_redis()
-    client = connect(stack.redis_url)
-    yield client
-    client.close()
-    stack.redis.close()
-    stack.stop_all()
 
 
 def test_workers_tell_each_other_how_late_a_listener_is(client: "redis.Redis") -> None:

@@ -5,7 +5,7 @@ device cannot take would.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import redis
@@ -18,7 +18,6 @@ from tasks.messages import Kind, State
 from tasks.settings import Settings
 from tasks.speaker import MAX_ATTEMPTS, EngineBroken, Outcome, Speaker
 from tests.examples import a_chunk, a_job, some_pieces, waiting_chunk
-from tests.stack import Stack
 
 SPOKEN, SKIPPED, FAILED = Outcome.SPOKEN, Outcome.SKIPPED, Outcome.FAILED
 CANCELLED = Outcome.CANCELLED
@@ -55,17 +54,6 @@ class Broken(Breaking):
 def engine() -> Engine:
     torch.set_num_threads(1)
     return load_engine("tiny")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator["redis.Redis"]:
-    stack = Stack(tmp_path_factory.mktemp("redis"))
-    stack.start_redis()
-    client = connect(stack.redis_url)
-    yield client
-    client.close()
-    stack.redis.close()
-    stack.stop_all()
 
 
 @pytest.fixture
