@@ -30,7 +30,7 @@ from tasks.dead_letters import bury
 from tasks.messages import Chunk, Kind, MalformedMessage
 from tasks.over import JobsOver
 from tasks.speaker import EngineBroken, Outcome, Speaker
-from tasks.transport import QoS
+from tasks.transport import Channel, QoS
 from tasks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
             )
             lane.consume()
             self._lanes.append(lane)
+            if name == "high" and isinstance(channel, Channel):
+                # No later chunk comes to hand before the first chunk of its own request.
+                consumer.task_consumer.channel.ahead = channel
         if consumer.connection.transport.driver_type == "redis":
             visibility_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
             consumer.timer.call_repeatedly(visibility_s / 4, self._renew_leases)

@@ -172,6 +172,8 @@ class Channel(stock.Channel):
         self._is_looking = False  # the pending command is our look, not kombu's BRPOP
         self._has_more = False
         self._pause_until = 0.0
+        # A channel whose messages are delivered before those that this one claims.
+        self.ahead: Channel | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -265,6 +267,14 @@ class Channel(stock.Channel):
             qos.done = done + qos.done
             raise
         self._has_more = credit == 0 or len(messages) == credit
+        try:
+            # After fetching: what was sent with these messages is there by now.
+            if messages and self.ahead is not None and not self.ahead.closed:
+                self.ahead._claim(self.ahead.qos.credit)
+        finally:
+            self._deliver_all(messages, claim)
+
+    def _deliver_all(self, messages: list[bytes], claim: str) -> None:
         for number, message in enumerate(messages, start=1):
             self._deliver(message, f"{claim}{number}")
 

@@ -86,6 +86,26 @@ def test_a_claim_takes_what_the_credit_allows_in_order_of_sending(server: Stack)
         assert (server.redis.llen("high"), server.redis.hlen("unacked")) == (2, 4)
 
 
+def test_what_is_sent_with_it_to_the_lane_ahead_is_delivered_first(server: Stack) -> None:
+    with connect(server, CLAIM) as connection:
+        got: list[str] = []
+        channels = []
+        for queue in ("normal", "high"):
+            channel = connection.channel()
+            channel.basic_qos(0, 8, False)
+            hear = Consumer(channel, [Queue(queue)], on_message=lambda m: got.append(m.payload))
+            hear.consume()
+            channels.append(channel)
+        later, first = channels
+        later.ahead = first
+        send(server, "first chunk")
+        server.redis.rpush("normal", server.redis.lindex("high", 0).replace(b"first", b"later"))
+        # The later lane is looked at first, as happens when its socket is.
+        later._claim(8)
+        assert [len(later.qos._delivered), len(first.qos._delivered)] == [1, 1]
+        assert got[0] == "first chunk" and len(got) == 2
+
+
 def test_what_is_done_leaves_with_the_next_claim(server: Stack) -> None:
     send(server, *"abcdef")
     with receiving(server, CLAIM, credit=4) as receiver:
