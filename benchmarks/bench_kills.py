@@ -18,6 +18,7 @@ import redis
 from benchmarks.measure import describe, json_line, machine, table
 from benchmarks.queue_alone import make_job
 from benchmarks.service import Service
+from tasks import dead_letters
 from tasks.celery import SYNTHESIZE, app
 from tasks.envelopes import envelopes
 from tasks.events import EventStore, connect
@@ -113,11 +114,13 @@ def run(plan: Plan) -> dict[str, Any]:
         seconds = time.monotonic() - started
         begun = [count for job_id in job_ids for count in attempts(client, job_id)]
         published = store.totals().get("chunks", 0)
+        given_up = dead_letters.count(client)
         client.close()
     return {
         "messages": plan.messages,
         "kills": kills,
         "lost": plan.messages - published,
+        "given_up": given_up,
         "recomputed": sum(begun) - len(begun),
         "recomputed_per_kill": (sum(begun) - len(begun)) / max(1, kills),
         "seconds": seconds,
@@ -127,7 +130,7 @@ def run(plan: Plan) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="1,000 messages")
-    quick = Plan(jobs=1, batch_ms=200, every_s=0.5)
+    quick = Plan(jobs=1, batch_ms=100, every_s=1.0)
     plan = quick if parser.parse_args().quick else Plan()
     facts = machine("redis", "celery", "kombu")
     print(describe(facts))

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A chunk that was begun this often and never finished takes its worker down; give up on it.
-MAX_ATTEMPTS = 3
+# A chunk that was begun this often and never finished takes its worker down; give up on it. It was
+# alone in all attempts but the first. Two would not do: where workers are killed every other second
+# for a reason of their own, the same chunk is met twice.
+MAX_ATTEMPTS = 4
 # Redis may be away this long before a finished batch is given up and its chunks handed back.
 REDIS_PATIENCE_S = 30.0
 

@@ -168,7 +168,7 @@ def test_a_chunk_begun_before_runs_alone_and_after_the_others(speaker: Speaker) 
     assert batches(speaker) == [["Innocent.", "Innocent too."], ["Suspect."]]
 
 
-def test_a_chunk_that_took_three_workers_down_fails_its_job(speaker: Speaker) -> None:
+def test_a_chunk_that_took_four_workers_down_fails_its_job(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Deadly.", "Harmless.")
     for _ in range(MAX_ATTEMPTS):
         speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
@@ -176,10 +176,10 @@ def test_a_chunk_that_took_three_workers_down_fails_its_job(speaker: Speaker) ->
     assert batches(speaker) == [["Harmless."]]
     job = speaker.store.job("0")
     assert job is not None and job.state is State.FAILED
-    assert job.error == "chunk 0 took 3 workers down"
+    assert job.error == "chunk 0 took 4 workers down"
 
 
-def test_a_third_attempt_is_still_made(speaker: Speaker) -> None:
+def test_a_fourth_attempt_is_still_made(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Unlucky.")
     for _ in range(MAX_ATTEMPTS - 1):
         speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
