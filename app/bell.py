@@ -89,7 +89,8 @@ class Bell:
                 if message["channel"] == BELL.encode():
                     self._tell(message["data"].decode(), None)
                 else:
-                    self._tell(*news_from(message["data"]))
+                    for job_id, news in news_from(message["data"]).items():
+                        self._tell(job_id, news)
 
     def _tell(self, job_id: str, news: list[Event] | None) -> None:
         with self._lock:

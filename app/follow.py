@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Delivered audio nobody can ask for again: at 300 chunks/s a minute of it would fill gigabytes.
 DELIVERED_ONCE_S = 2
+# More than this is not fetched before it is written: a client may read slowly.
+AT_ONCE_SAMPLES = 250_000
 # Without news a stream looks by itself this often; the bell normally wakes it.
 LOOK_S = 1.0
 
@@ -104,6 +106,7 @@ def _follow(
     once: bool,
 ) -> Generator[Spoken | Gap | Quiet | Paused | Resumed | Ended, None, None]:
     ready: dict[int, Event] = {}
+    sounds: dict[int, bytes | None] = {}  # of the next ones that are ready
     begun: set[int] = set()  # chunks of which slices are there
     ending: Event | None = None
     next_index, cursor = after + 1, "0"
@@ -133,8 +136,10 @@ def _follow(
                     elif event.index >= next_index:
                         ready[event.index] = event
                 while next_index in ready:
-                    event = ready[next_index]
-                    item = _item(speech, job, pieces, event, with_audio, start, once)
+                    if with_audio and next_index not in sounds:
+                        sounds = _sounds(speech, job, ready, next_index, once)
+                    sound = sounds.pop(next_index) if with_audio else b""
+                    item = _item(job, pieces, ready[next_index], sound, with_audio, start)
                     if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
                         # Said, but lost before we had it: the same samples can be made again.
                         # The files worker does that for long jobs; what it has on disk and
@@ -180,35 +185,40 @@ def _follow(
 
 
 def _item(
-    speech: Speech,
-    job: Job,
-    pieces: list[Piece],
-    event: Event,
-    with_audio: bool,
-    start: int,
-    once: bool,
+    job: Job, pieces: list[Piece], event: Event, sound: bytes | None, with_audio: bool, start: int
 ) -> Spoken | Gap:
     piece = pieces[event.index]
     pause_samples = round(piece.pause_s * job.sample_rate)
     pcm = None
     if with_audio:
-        sound = chunk_audio(speech, job, event.index, once)
         if sound is None:
             return Gap(event.index)
-        pcm = b"".join((sound, bytes(2 * pause_samples)))
+        pcm = b"".join((sound, bytes(2 * pause_samples))) if pause_samples else sound
         if start:
             pcm = pcm[2 * start :]
     n_samples = max(0, event.n_samples + pause_samples - start)
     return Spoken(event.index, piece.text, pcm, n_samples, event.facts or {}, start)
 
 
-def chunk_audio(speech: Speech, job: Job, index: int, once: bool = False) -> bytes | None:
-    """Samples of one chunk without its pause, wherever they are kept now."""
+def _sounds(
+    speech: Speech, job: Job, ready: dict[int, Event], first: int, once: bool
+) -> dict[int, bytes | None]:
+    """Samples, without pauses, of the next chunks that are ready, wherever they are kept now: of
+    more than the first as far as they are small.
+    """
+    indexes, n_samples = [first], ready[first].n_samples
+    while (event := ready.get(indexes[-1] + 1)) is not None:
+        n_samples += event.n_samples
+        if n_samples > AT_ONCE_SAMPLES:
+            break
+        indexes.append(event.index)
     may_go = once and job.kind is not Kind.LONG
-    pcm = speech.store.audio(job.job_id, index, DELIVERED_ONCE_S if may_go else None)
-    if pcm is not None or job.kind is not Kind.LONG:
-        return pcm
-    return speech.files.read_chunk(job.job_id, index)
+    last_s = DELIVERED_ONCE_S if may_go else None
+    sounds = dict(zip(indexes, speech.store.audios(job.job_id, indexes, last_s), strict=True))
+    if job.kind is Kind.LONG:
+        for index in (index for index, sound in sounds.items() if sound is None):
+            sounds[index] = speech.files.read_chunk(job.job_id, index)
+    return sounds
 
 
 def let_go(speech: Speech, job: Job, indexes: Iterable[int]) -> None:

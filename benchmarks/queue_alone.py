@@ -59,6 +59,6 @@ class Process:
                 # Nothing: the bell has just found Redis.
                 for event in line.wait(30.0) or ():
                     if event.type == "audio":
-                        assert self.store.audio(job.job_id, event.index, 2)
+                        assert self.store.audios(job.job_id, [event.index], 2)[0]
                         seen += 1
             return time.perf_counter() - started

@@ -39,6 +39,9 @@ OVER = PREFIX + "over"
 JOBS = PREFIX + "jobs"
 OPEN = PREFIX + "open"
 TOTALS = PREFIX + "totals"
+# Chunks of so many bytes together are published in one step, and told in one message per bell. A
+# larger one goes by itself: nobody should wait until another's sound is stored.
+TOGETHER_BYTES = 250_000
 # What a client is told of a chunk that was not spoken for it.
 KEPT_FACTS = {"batch_size": 0, "queue_time_ms": 0, "inference_time_ms": 0, "cached": True}
 
@@ -212,19 +215,22 @@ class EventStore:
         whose job has ended.
         """
         now = repr(self._clock())
-        calls = [
-            [
+        calls: list[list[Any]] = []
+        room = 0
+        for result in results:
+            room -= len(result.pcm)
+            if room < 0 or not calls:
+                calls.append([now])
+                room = TOGETHER_BYTES - len(result.pcm)
+            calls[-1] += (
                 result.job_id,
                 result.index,
                 json.dumps(result.facts),
                 result.pcm,
                 result.ttl_s,
-                now,
                 result.content,
                 cache_bytes if result.may_be_kept else 0,
-            ]
-            for result in results
-        ]
+            )
         try:
             return self._publish_all(calls)
         except redis.exceptions.NoScriptError:
@@ -238,7 +244,7 @@ class EventStore:
         with self.redis.pipeline(transaction=False) as pipe:
             for args in calls:
                 pipe.evalsha(self._publish.sha, 0, *args)
-            return [bool(done) for done in pipe.execute()]
+            return [bool(is_new) for answer in pipe.execute() for is_new in answer]
 
     def publish_slice(self, job_id: str, index: int, start: int, pcm: bytes, ttl_s: int) -> bool:
         """Publish what is made of a chunk so far: its samples from number ``start`` on.
@@ -369,13 +375,25 @@ class EventStore:
             *lengths, held = pipe.execute()
         return dict(zip(names, lengths, strict=True)) | {"held": held}
 
-    def audio(self, job_id: str, index: int, last_s: int | None = None) -> bytes | None:
-        """Samples of one chunk, None once they have left Redis. With ``last_s`` nobody else will
-        want them, and they are kept only so much longer.
+    def audio(self, job_id: str, index: int) -> bytes | None:
+        """Samples of one chunk, None once they have left Redis."""
+        return self.audios(job_id, [index])[0]
+
+    def audios(
+        self, job_id: str, indexes: Sequence[int], last_s: int | None = None
+    ) -> list[bytes | None]:
+        """Samples of some chunks, None for those that have left Redis. With ``last_s`` nobody else
+        will want them, and they are kept only so much longer.
         """
-        key = _audio_key(job_id, index)
-        reply: Any = self.redis.get(key) if last_s is None else self.redis.getex(key, ex=last_s)
-        return reply  # type: ignore[no-any-return]
+        keys = [_audio_key(job_id, index) for index in indexes]
+        if last_s is None:
+            return self.redis.mget(keys)  # type: ignore[return-value]
+        if len(keys) == 1:  # a pipeline costs more
+            return [self.redis.getex(keys[0], ex=last_s)]  # type: ignore[list-item]
+        with self.redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.getex(key, ex=last_s)
+            return pipe.execute()
 
     def memory(self) -> tuple[int, int]:
         """Bytes that Redis uses, and that it may use; 0 where it has no limit."""
@@ -462,10 +480,13 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
     )
 
 
-def news_from(message: bytes) -> tuple[str, list[Event]]:
-    """What a bell carries: a job's id and what was said about it."""
-    job_id, news = json.loads(message)
-    return job_id, [_event(entry_id, fields) for entry_id, *fields in news]
+def news_from(message: bytes) -> dict[str, list[Event]]:
+    """What a bell carries: by job what was said about it, in order."""
+    told: dict[str, list[Event]] = {}
+    for job_id, news in json.loads(message):
+        events = [_event(entry_id, fields) for entry_id, *fields in news]
+        told.setdefault(job_id, []).extend(events)
+    return told
 
 
 def _event(entry_id: str, fields: Sequence[Any]) -> Event:

@@ -19,13 +19,21 @@ local function say(job_id, news, ...)
   news[#news + 1] = {redis.call('XADD', P .. 'events:' .. job_id, '*', ...), ...}
 end
 
+-- A script that speaks of many jobs makes this a table, by bell, and tells it all at its end.
+local to_tell
+
 -- Tell the processes in which somebody follows the job what was said, so that they need not ask.
 -- Whoever says something rings too, or followers would take the next thing they hear for the next
 -- that was said.
 local function ring(job_id, news)
   local bells = redis.call('HGET', P .. 'job:' .. job_id, 'bells') or ''
   for bell in string.gmatch(bells, '%S+') do
-    redis.call('PUBLISH', bell, cjson.encode({job_id, news}))
+    if to_tell then
+      to_tell[bell] = to_tell[bell] or {}
+      table.insert(to_tell[bell], {job_id, news})
+    else
+      redis.call('PUBLISH', bell, cjson.encode({{job_id, news}}))
+    end
   end
 end
 
@@ -80,36 +88,45 @@ end
 
 _LIBRARY = demand.LUA + cache.LUA + _JOBS
 
-# Publish a chunk's audio to its job and to all that wait for the same content. ARGV: job, index,
-# facts, samples, seconds to live, now, content, bytes of the cache. Returns 1, or 0 when the job
-# has ended or the chunk is there already.
+# Publish chunks' audio, each to its job and to all that wait for the same content. ARGV: now, then
+# job, index, facts, samples, seconds to live, content and bytes of the cache of each. Returns for
+# each 1, or 0 when the job has ended or the chunk is there already.
 PUBLISH = (
     _LIBRARY
     + """
-local job_id, index, facts, pcm, ttl, now, content, limit = unpack(ARGV)
-limit = tonumber(limit)
-local mine = publish(job_id, index, facts, pcm, ttl, now)
-local told, heard_by = mine, job_id
-if content ~= '' then
-  local flight = P .. 'flight:' .. content
-  for _, other in ipairs(waiting_for(content)) do
-    -- It joined later, so it waited less.
-    local own = cjson.decode(facts)
-    local here_ms = (now - redis.call('HGET', flight, 'job:' .. other)) * 1000
-    own.queue_time_ms = math.max(0, math.floor(here_ms - (own.inference_time_ms or 0)))
-    if publish(other, index, cjson.encode(own), pcm, ttl, now) == 1 then
-      told, heard_by = told + 1, other
+local now = ARGV[1]
+
+local function publish_to_all(job_id, index, facts, pcm, ttl, content, limit)
+  limit = tonumber(limit)
+  local mine = publish(job_id, index, facts, pcm, ttl, now)
+  local told, heard_by = mine, job_id
+  if content ~= '' then
+    local flight = P .. 'flight:' .. content
+    for _, other in ipairs(waiting_for(content)) do
+      -- It joined later, so it waited less.
+      local own = cjson.decode(facts)
+      local here_ms = (now - redis.call('HGET', flight, 'job:' .. other)) * 1000
+      own.queue_time_ms = math.max(0, math.floor(here_ms - (own.inference_time_ms or 0)))
+      if publish(other, index, cjson.encode(own), pcm, ttl, now) == 1 then
+        told, heard_by = told + 1, other
+      end
     end
+    redis.call('DEL', flight)
+    if told > 0 and limit > 0 then keep(content, pcm, limit, now) end
   end
-  redis.call('DEL', flight)
-  if told > 0 and limit > 0 then keep(content, pcm, limit, now) end
+  if told > 0 then
+    redis.call('HINCRBY', TOTALS, 'chunks', 1)
+    local rate = redis.call('HGET', P .. 'job:' .. heard_by, 'sample_rate')
+    redis.call('HINCRBY', TOTALS, 'audio_ms', math.floor(500 * #pcm / rate + 0.5))
+  end
+  return mine
 end
-if told > 0 then
-  redis.call('HINCRBY', TOTALS, 'chunks', 1)
-  local rate = redis.call('HGET', P .. 'job:' .. heard_by, 'sample_rate')
-  redis.call('HINCRBY', TOTALS, 'audio_ms', math.floor(500 * #pcm / rate + 0.5))
-end
-return mine
+
+local is_new = {}
+to_tell = {}
+for i = 2, #ARGV, 7 do table.insert(is_new, publish_to_all(unpack(ARGV, i, i + 6))) end
+for bell, news in pairs(to_tell) do redis.call('PUBLISH', bell, cjson.encode(news)) end
+return is_new
 """
 )
 

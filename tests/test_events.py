@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tasks.events import ChunkResult, EventStore, connect, news_from
+from tasks.events import TOGETHER_BYTES, ChunkResult, EventStore, connect, news_from
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
 from tests.examples import a_chunk, a_job, some_pieces
@@ -274,12 +274,10 @@ def test_news_come_by_the_bells_of_those_who_follow_and_no_others(client: "redis
         worker.end("job", State.CANCELLED)
         rings = [heard.get_message(timeout=5) for _ in range(5)]
         assert heard.get_message(timeout=0.1) is None
-    assert [ring and ring["channel"] for ring in rings] == [
-        *(b"bell:a", b"bell:a", b"bell:b", b"bell:a", b"bell:b")
-    ]
-    told = [news_from(ring["data"]) for ring in rings if ring]
-    assert {job_id for job_id, _ in told} == {"job"}
-    by_bell = [event for _, news in (told[0], told[2], told[4]) for event in news]
+    told = [(ring["channel"], news_from(ring["data"])["job"]) for ring in rings if ring]
+    by_bell = [event for bell, news in told if bell == b"bell:a" for event in news]
+    assert [news for bell, news in told if bell == b"bell:b"] == [by_bell[1:2], by_bell[2:]]
+    assert len(told) == 5, "no bell rings for who does not follow"
     assert by_bell == stranger.events("job"), "the bell says what the stream says"
     assert [event.type for event in by_bell] == ["audio", "audio", "cancelled"]
 
@@ -293,7 +291,33 @@ def test_the_bell_tells_of_the_last_chunk_and_the_end_together(client: "redis.Re
         assert heard.get_message(timeout=5) is None, "the confirmation"
         store.publish([result()])
         ring = heard.get_message(timeout=5)
-    assert ring and [event.type for event in news_from(ring["data"])[1]] == ["audio", "done"]
+    assert ring and [event.type for event in news_from(ring["data"])["job"]] == ["audio", "done"]
+
+
+def test_small_chunks_are_told_in_one_message_and_large_ones_by_themselves(
+    client: "redis.Redis",
+) -> None:
+    client.flushall()
+    store = EventStore(client, "bell:a")
+    for job_id in ("one", "other"):
+        create(store, count=3, job_id=job_id)
+    large = b"\1\0" * TOGETHER_BYTES
+    with client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe("bell:a")
+        assert heard.get_message(timeout=5) is None, "the confirmation"
+        small = [result("one", 0), result("other", 0), result("one", 1)]
+        assert store.publish([*small, result("other", 1, large), result("one", 2)]) == [True] * 5
+        rings = [heard.get_message(timeout=5) for _ in range(3)]
+        assert heard.get_message(timeout=0.1) is None
+    told = [
+        {
+            job_id: [event.index for event in news]
+            for job_id, news in news_from(ring["data"]).items()
+        }
+        for ring in rings
+        if ring
+    ]
+    assert told == [{"one": [0, 1], "other": [0]}, {"other": [1]}, {"one": [2, -1]}]
 
 
 def test_who_takes_audio_as_the_last_one_lets_it_go(
@@ -303,7 +327,7 @@ def test_who_takes_audio_as_the_last_one_lets_it_go(
     store.publish([result()])
     assert store.audio("job", 0) == b"\1\0" * 10
     assert client.ttl("supertonic:audio:job:0") > 500
-    assert store.audio("job", 0, 2) == b"\1\0" * 10
+    assert store.audios("job", [1, 0], 2) == [None, b"\1\0" * 10]
     assert 0 < client.ttl("supertonic:audio:job:0") <= 2
 
 
