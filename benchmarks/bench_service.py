@@ -240,7 +240,7 @@ def capacity(arguments: argparse.Namespace) -> dict[str, Any]:
         stage = Stage(service, engine)
         stage.start(with_rival=False)
         found: dict[str, Any] = {"engine": engine, "engine_rate": rate, "gapless": 0, "tried": []}
-        for share in (0.3, 0.5) if arguments.quick else (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        for share in (0.3, 0.5) if arguments.quick else (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
             n_users = max(1, int(rate * share))
             warm_s, seconds = (2, 3) if arguments.quick else (12, 20)
 

@@ -95,7 +95,8 @@ def rate(seconds: float = 5.0) -> float:
     engine.synthesize(batch)
     audio_s, started = 0.0, time.perf_counter()
     while (took_s := time.perf_counter() - started) < seconds:
-        audio_s += sum(len(audio.samples) for audio in engine.synthesize(batch)) / 44_100
+        spoken = engine.synthesize(batch)
+        audio_s += sum(len(audio.samples) / audio.sample_rate for audio in spoken)
     return audio_s / took_s
 
 
