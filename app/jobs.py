@@ -85,6 +85,11 @@ class Speech:
             self._workers = (time.monotonic() if workers else 0.0, workers)
         return workers
 
+    def _length_ratio(self) -> float:
+        """How the workers' voices compare with what is estimated for any voice."""
+        ratios = [worker.length_ratio for worker in self._workers[1]]
+        return sum(ratios) / len(ratios) if ratios else 1.0
+
     def _check_room(self) -> None:
         """Refuse new work before Redis is full: then it would refuse finished work as well."""
         seen_at, share = self._memory
@@ -174,7 +179,7 @@ class Speech:
         return fingerprints.pop() if len(fingerprints) == 1 else ""
 
     def _start(self, job: Job, pieces: list[Piece], limits: Limits) -> None:
-        chunks = make_chunks(job, pieces, range(job.count))
+        chunks = make_chunks(job, pieces, range(job.count), self._length_ratio())
         try:
             if job.kind is Kind.LONG:
                 # On disk first: once it is accepted, the job survives whatever happens.
@@ -199,7 +204,8 @@ class Speech:
 
     def send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
         """Queue these chunks of a job once more."""
-        send_chunks(self.store, make_chunks(job, pieces, indexes), self.settings.stream_ttl_s)
+        chunks = make_chunks(job, pieces, indexes, self._length_ratio())
+        send_chunks(self.store, chunks, self.settings.stream_ttl_s)
 
     # -- looking up and cancelling ---------------------------------------------------------
 

@@ -29,6 +29,7 @@ from tasks.batching import Limits, Waiting, take, wait_until
 from tasks.dead_letters import bury
 from tasks.messages import Chunk, Kind, MalformedMessage
 from tasks.over import JobsOver
+from tasks.pace import work
 from tasks.speaker import EngineBroken, Outcome, Speaker
 from tasks.transport import Channel, QoS
 from tasks.watchdog import Watchdog
@@ -100,6 +101,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         type(self).speaker.is_crowded = self._is_crowded
+        type(self).speaker.waiting_work_s = self._waiting_work_s
         for name, credit in LANES.items():
             channel = consumer.connection.channel()
             channel.basic_qos(0, credit, False)
@@ -289,6 +291,10 @@ class BatchingConsumer(bootsteps.StartStopStep):
         now = time.time()
         with self._lock:
             return any(held.item.chunk.due <= now for held in self.waiting)
+
+    def _waiting_work_s(self) -> float:
+        with self._lock:
+            return sum(work(held.item.chunk) for held in self.waiting)
 
     # -- around a batch, in the hub thread ---------------------------------------------------
 

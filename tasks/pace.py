@@ -20,13 +20,20 @@ LOW_SHARE = 0.05
 LEARNING = 0.1
 # One batch may be slow for reasons that say nothing about the next one.
 MOST_CHANGE = 4.0
+# Seconds of speech after which half of what is known of its length is forgotten.
+LENGTHS_S = 600.0
+# An estimate is never taken for more wrong than this: chunks of a benchmark's engine are.
+MOST_WRONG = 2.0
 # Jobs whose delay is remembered; the oldest go first, and count as undelayed then.
 MAX_DELAYS = 20_000
 
 
-def work(chunk: Chunk) -> float:
-    """A chunk's share of computing, in estimated seconds of audio at 2 steps."""
-    return chunk.seconds * (OTHER_SHARE + STEP_SHARE * chunk.steps)
+def work(chunk: Chunk, seconds: float | None = None) -> float:
+    """A chunk's share of computing, in seconds of audio at 2 steps: estimated ones, or those that
+    it turned out to have.
+    """
+    seconds = chunk.seconds if seconds is None else seconds
+    return seconds * (OTHER_SHARE + STEP_SHARE * chunk.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class Pace:
     # Per job and sending: seconds by which its listener hears everything later than planned.
     delays: dict[str, float] = field(default_factory=dict)
     untold: deque[tuple[str, float]] = field(default_factory=deque)  # news for other workers
+    _estimated_s: float = 0.0
+    _spoken_s: float = 0.0
 
     @property
     def cost(self) -> Cost:
@@ -101,6 +110,21 @@ class Pace:
         if expected_s > 0:
             seen = min(max(busy_s / expected_s, self.scale / MOST_CHANGE), self.scale * MOST_CHANGE)
             self.scale += (seen - self.scale) * LEARNING
+
+    @property
+    def length_ratio(self) -> float:
+        """Seconds of speech per estimated second. A voice that speaks fast uses up its sound sooner
+        than its listeners' deadlines say, and everybody would be late.
+        """
+        ratio = self._spoken_s / self._estimated_s if self._estimated_s else 1.0
+        return min(max(ratio, 1 / MOST_WRONG), MOST_WRONG)
+
+    def learn_length(self, estimated_s: float, spoken_s: float) -> None:
+        """A text whose length was estimated (``estimate_seconds``) is so long."""
+        if self._estimated_s > LENGTHS_S:
+            self._estimated_s, self._spoken_s = self._estimated_s / 2, self._spoken_s / 2
+        self._estimated_s += estimated_s
+        self._spoken_s += spoken_s
 
     def took(self, batch: Sequence[Chunk], now: float) -> None:
         """This batch is begun. A turn of long jobs postpones their next one."""

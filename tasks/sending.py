@@ -9,8 +9,10 @@ from tasks.cache import content_key
 from tasks.messages import Chunk, Job, Kind, Piece, Urgency
 
 
-def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> list[Chunk]:
-    """Messages for some of a job's pieces.
+def make_chunks(
+    job: Job, pieces: Sequence[Piece], indexes: Iterable[int], length_ratio: float = 1.0
+) -> list[Chunk]:
+    """Messages for some of a job's pieces, ``length_ratio`` times as long as is usual for them.
 
     A listener needs the first of them now, and each later one when the audio before it has been
     played. Nobody waits for a long job's chunks: they have their share of a worker, and no
@@ -21,7 +23,7 @@ def make_chunks(job: Job, pieces: Sequence[Piece], indexes: Iterable[int]) -> li
     chunks = []
     due = now
     for index, piece in enumerate(pieces):
-        seconds = estimate_seconds(piece.text, request.language, request.speed)
+        seconds = estimate_seconds(piece.text, request.language, request.speed) * length_ratio
         if index in wanted:
             chunk = Chunk(
                 job_id=job.job_id,

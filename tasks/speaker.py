@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import redis
 
 from supertonic.audio import to_pcm16
+from supertonic.text import estimate_seconds
 from tasks import slicing
 from tasks.batching import Waiting
 from tasks.cache import content_key
@@ -85,8 +86,9 @@ class Speaker:
         self.pace = Pace()
         self.throughput = Throughput()
         self.is_stopping = False
-        # Whether chunks wait that are due; the consumer knows.
+        # The consumer knows whether chunks wait that are due, and how much work waits in all.
         self.is_crowded: Callable[[], bool] = lambda: False
+        self.waiting_work_s: Callable[[], float] = lambda: 0.0
 
     def speak(self, batch: Sequence[Waiting]) -> list[Outcome]:
         """One outcome per chunk, in order.
@@ -99,17 +101,15 @@ class Speaker:
         self.pace.took([item.chunk for item in batch], taken_at)
         outcomes = [Outcome.SKIPPED] * len(batch)
         together, suspects = self._begin(batch, list(range(len(batch))), outcomes)
-        if together:
-            self._speak_rows(batch, together, outcomes, taken_at)
+        work_s = self._speak_rows(batch, together, outcomes, taken_at) if together else 0.0
         # A chunk that was begun before and not finished may be the one that killed its worker.
         # It runs by itself, after the others are published.
         for row in suspects:
             if len(batch) == 1 or any(self._begin(batch, [row], outcomes)):
-                self._speak_rows(batch, [row], outcomes, taken_at)
-        spoken = [
-            item.chunk for item, o in zip(batch, outcomes, strict=True) if o is Outcome.SPOKEN
-        ]
-        self.throughput.add(len(spoken), sum(map(work, spoken)), time.perf_counter() - started)
+                work_s += self._speak_rows(batch, [row], outcomes, taken_at)
+        ended = time.perf_counter()
+        self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, ended - started)
+        self.throughput.note_pressure(work_s, self.waiting_work_s(), ended)
         return outcomes
 
     def _begin(
@@ -147,13 +147,14 @@ class Speaker:
 
     def _speak_rows(
         self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome], taken_at: float
-    ) -> None:
+    ) -> float:
+        """Speak rows together and publish them; the work that it was, in seconds."""
         batch_id = uuid.uuid4().hex[:12]
         started = time.perf_counter()
         spoken = self._try(batch, rows, outcomes)
         busy_s = time.perf_counter() - started
         if not spoken:
-            return
+            return 0.0
         if len(spoken) == len(rows):  # else it holds what halving the batch took
             self.pace.learn([batch[row].chunk for row in rows], busy_s)
         waits = [max(0.0, taken_at - batch[row].chunk.sent_at) for row, _ in spoken]
@@ -173,7 +174,15 @@ class Speaker:
         published_at = time.time()
         for one in done:
             self.pace.published(one.chunk, one.audio_s, published_at)
+        self._learn_length(done[0])
         self.tally.add(batch_id, done, busy_s)
+        return sum(work(one.chunk, one.audio_s) for one in done)
+
+    def _learn_length(self, done: Done) -> None:
+        # One of each batch is enough; to estimate costs as much as all else that is noted of it.
+        chunk = done.chunk
+        estimated_s = estimate_seconds(chunk.text, chunk.language, chunk.speed)
+        self.pace.learn_length(estimated_s, done.audio_s)
 
     def _try(
         self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]

@@ -93,7 +93,7 @@ class LoadEngine(bootsteps.Step):
         reuse_large_buffers()
         client = connect(settings.redis_url)
         speaker = Speaker(engine, EventStore(client), settings)
-        speaker.pace.measured = _time_batches(engine)
+        speaker.pace.measured = _time_batches(engine, speaker.pace)
         measure(speaker.throughput, engine)
         BatchingConsumer.speaker = speaker
         BatchingConsumer.limits = _limits(speaker.pace, None, None)
@@ -106,7 +106,7 @@ app.steps["worker"].add(LoadEngine)
 app.steps["consumer"].add(BatchingConsumer)
 
 
-def _time_batches(engine: Any) -> Cost:
+def _time_batches(engine: Any, pace: Pace) -> Cost:
     """Speak a little, so that the first listener's batch is not formed by guesswork."""
     # Imported here, as above.
     from supertonic.engine import Utterance
@@ -123,8 +123,10 @@ def _time_batches(engine: Any) -> Cost:
         for number, (text, rows) in enumerate(shapes):
             batch = [Utterance(text, "en", engine.voices[0], 2, 1.0, 0, row) for row in range(rows)]
             started = time.perf_counter()
-            engine.synthesize(batch)
+            audio = engine.synthesize(batch)[0]
             seconds[number] = min(seconds[number], time.perf_counter() - started)
+            estimated_s = estimate_seconds(text, "en", 1.0)
+            pace.learn_length(estimated_s, len(audio.samples) / audio.sample_rate)
     works = (estimate_seconds(SHORT, "en", 1.0), estimate_seconds(LONG, "en", 1.0))
     return Cost.measured(seconds[0], seconds[1], seconds[2], works, lanes)
 
@@ -179,6 +181,7 @@ class _Announcer:
             busy_s=round(tally.busy_s, 3),
             rate=round(tally.audio_s / tally.busy_s, 2) if tally.busy_s else 0.0,
             throughput=round(batching.speaker.throughput.value, 2),
+            length_ratio=round(batching.speaker.pace.length_ratio, 3),
             queue_wait_s=round(tally.queue_wait_s, 4),
             batch_size=round(tally.batch_size, 2),
             device_memory_bytes=engine.device_memory_bytes(),

@@ -20,7 +20,8 @@ RECORD_TTL_S = 5
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
     """One living worker. Times are seconds, ``rate`` is audio seconds per second while busy,
-    ``throughput`` seconds of work per second when there is plenty to do (tasks/throughput.py).
+    ``throughput`` seconds of work per second when there is plenty to do (tasks/throughput.py),
+    ``length_ratio`` seconds of speech per second that was estimated for its text.
     """
 
     name: str
@@ -43,6 +44,7 @@ class WorkerRecord:
     busy_s: float
     rate: float
     throughput: float
+    length_ratio: float
     queue_wait_s: float
     batch_size: float
     device_memory_bytes: int

@@ -37,6 +37,7 @@ IDLE = WorkerRecord(
     busy_s=0.0,
     rate=0.0,
     throughput=0.0,
+    length_ratio=1.0,
     queue_wait_s=0.0,
     batch_size=0.0,
     device_memory_bytes=0,
