@@ -113,8 +113,8 @@ class Engine:
         self.model.duration_predictor.double()
         self.slices = SliceRate(FIRST_SLICE * model.config.samples_per_frame / self.sample_rate)
         self.size_per_pass = size_per_pass(model.config, device)
-        cores = 1 if _is_small(model.config) else torch.get_num_threads()
-        if device == "cpu" and (cores == 1 or precision != "float32"):
+        cores = torch.get_num_threads()
+        if device == "cpu" and (_is_small(model.config) or precision != "float32"):
             # One thread per pass. In a small model an operation takes microseconds: a second
             # thread gains nothing, and on a busy machine its waiting turned 17 ms into 3 seconds.
             # In bfloat16 it is not much better, and shared products sum in another order.

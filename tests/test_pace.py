@@ -6,7 +6,9 @@ import redis
 from tasks.delays import exchange
 from tasks.messages import Kind
 from tasks.pace import Cost, Pace, work
-from tests.examples import a_chunk
+from tasks.sending import make_chunks
+from tasks.throughput import Throughput
+from tests.examples import a_chunk, a_job, some_pieces
 
 TRUE = Cost(fixed_s=0.02, s_per_row=0.005, s_per_work=0.008, lanes=2)
 
@@ -108,3 +110,55 @@ def test_an_idle_worker_asks_redis_nothing(client: "redis.Redis") -> None:
     before = client.info("stats")["total_commands_processed"]
     exchange(client, Pace(), [a_chunk("book", kind=Kind.LONG)])
     assert client.info("stats")["total_commands_processed"] == before + 1
+
+
+# -- how fast, and how long --------------------------------------------------------------------
+
+
+def test_without_pressure_the_pace_is_that_of_the_best_size() -> None:
+    throughput = Throughput()
+    for _ in range(3):
+        throughput.add(1, work_s=5.0, busy_s=0.5)
+        throughput.add(8, work_s=40.0, busy_s=1.0)
+        # One stream on a quick device: what waits is a moment's work.
+        throughput.note_pressure(5.0, waiting_s=15.0, ended=0.0)
+    assert throughput.value == pytest.approx(40.0)
+
+
+def test_under_pressure_the_pace_is_what_comes_out_from_one_batch_to_the_next() -> None:
+    throughput = Throughput()
+    for _ in range(3):
+        throughput.add(8, work_s=40.0, busy_s=1.0)
+    ended = 0.0
+    for _ in range(10):
+        throughput.add(2, work_s=10.0, busy_s=0.3)
+        throughput.note_pressure(10.0, waiting_s=100.0, ended=ended)
+        ended += 0.4  # a quarter of the time goes elsewhere
+    assert throughput.value == pytest.approx(25.0)
+    throughput.note_pressure(10.0, waiting_s=0.0, ended=ended)
+    throughput.note_pressure(10.0, waiting_s=0.0, ended=ended + 3600)
+    assert throughput.value == pytest.approx(25.0), "an idle hour says nothing"
+
+
+def test_how_long_a_voice_speaks_is_learned_and_the_past_fades() -> None:
+    pace = Pace()
+    assert pace.length_ratio == 1.0
+    for _ in range(20):
+        pace.learn_length(estimated_s=10.0, spoken_s=8.0)
+    assert pace.length_ratio == pytest.approx(0.8)
+    for _ in range(600):
+        pace.learn_length(estimated_s=10.0, spoken_s=12.0)
+    assert pace.length_ratio == pytest.approx(1.2, rel=0.01)
+    pace.learn_length(estimated_s=1.0, spoken_s=1e6)
+    assert pace.length_ratio == 2.0, "an engine that hums is no voice"
+
+
+def test_deadlines_follow_the_length_of_the_voice() -> None:
+    job, pieces = a_job(count=3), some_pieces(3)
+    usual = make_chunks(job, pieces, range(3))
+    quick = make_chunks(job, pieces, range(3), length_ratio=0.8)
+    assert [chunk.seconds for chunk in quick] == [0.8 * chunk.seconds for chunk in usual]
+    pauses = [piece.pause_s for piece in pieces]
+    assert quick[2].due - quick[0].due == pytest.approx(
+        quick[0].seconds + quick[1].seconds + pauses[0] + pauses[1]
+    )
