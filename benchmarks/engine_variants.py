@@ -126,7 +126,7 @@ class Ours:
         start = lambda: torch.set_num_threads(1)  # noqa: E731
         with ThreadPoolExecutor(threads, initializer=start) as self._cores:
             yield
-        self._cores = None
+        self._cores, self.threads = None, 1
 
     def parts(self, said: Utterances) -> dict[str, Run]:
         model, batch = self.model, said.batch()
