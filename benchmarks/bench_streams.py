@@ -3,8 +3,8 @@
 Claim: 100 listeners who ask at the same moment all get their whole text, and first chunks go
 before later ones. First chunks that had to wait while a later one was begun are counted, and so
 are later chunks that were published before the last first one; both should be near zero.
-Ceiling: the engine's rate. The built-in voice is a small model that hums, so that the burst is
-about scheduling and not about arithmetic; the full-size model is bench_engine's.
+Ceiling: the engine's rate. The built-in voice is a small model, so that the burst is about
+scheduling more than about arithmetic; the full-size model is bench_engine's.
 
 Redis, worker and web run as the Procfile says. When a chunk was sent, begun and published is read
 from the job's events in Redis afterwards, so the order is the worker's and not the network's.
