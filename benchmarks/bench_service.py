@@ -240,19 +240,19 @@ def capacity(arguments: argparse.Namespace) -> dict[str, Any]:
         stage = Stage(service, engine)
         stage.start(with_rival=False)
         found: dict[str, Any] = {"engine": engine, "engine_rate": rate, "gapless": 0, "tried": []}
-        for share in (0.3, 0.5) if arguments.quick else (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-            n_users = max(1, int(rate * share))
+        shares = (0.3, 0.5) if arguments.quick else (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+        for n_users in arguments.listeners or [max(1, int(rate * share)) for share in shares]:
             warm_s, seconds = (2, 3) if arguments.quick else (12, 20)
 
             def ask(goal: Goal, n: int = n_users, warm: int = warm_s, s: int = seconds) -> Any:
                 return traffic.users(goal, n, warm, s, MIXED, think_s=0.0)
 
             one = stage.run(Mix(f"{n_users} listeners", ask, with_jobs=True), SERVICE)
-            found["tried"].append({"share": share, "listeners": n_users, **one})
+            found["tried"].append({"share": n_users / rate, "listeners": n_users, **one})
             print(" ".join(row(engine, f"{n_users} listeners", SERVICE, one)), flush=True)
             if one["failed"] or one["refused"] or one["c50"] < 100:
                 break
-            found["gapless"], found["gapless_share"] = n_users, share
+            found["gapless"], found["gapless_share"] = n_users, n_users / rate
     return found
 
 
@@ -292,6 +292,9 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--gpu", action="store_true", help="null and full, on cuda")
     parser.add_argument("--capacity", action="store_true", help="only the most gapless listeners")
+    parser.add_argument(
+        "--listeners", type=int, nargs="+", help="with --capacity: try these numbers of people"
+    )
     parser.add_argument("--soak", type=float, metavar="MINUTES", nargs="?", const=20.0)
     arguments = parser.parse_args()
     arguments.engines = arguments.engines or (["tiny"] if arguments.quick else ["null", "tiny"])
