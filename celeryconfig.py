@@ -54,7 +54,7 @@ task_reject_on_worker_lost = True
 # behind chunks of long texts that are due in a minute. With 64, streams broke off at nine tenths
 # of the load that 256 carry (docs/scheduling.md).
 worker_prefetch_multiplier = 256
-# One thread owns the device.
+# These threads own the device; the worker asks its engine how many (tasks/worker.py).
 worker_pool = "threads"
 worker_concurrency = 1
 # Flower switches events on when it starts; without it nobody pays for them.

@@ -29,7 +29,7 @@ class NullEngine:
     sample_rate = SAMPLE_RATE
     voices = VOICES
     languages = LANGUAGES
-    passes_at_once = 1
+    batches_at_once = 1
 
     def __init__(self) -> None:
         n_samples = int(os.environ.get("NULL_BYTES", "300000")) // 2
@@ -41,7 +41,10 @@ class NullEngine:
         """There is nothing to warm."""
 
     def synthesize(
-        self, utterances: Sequence[Utterance], on_slice: OnSlice | None = None
+        self,
+        utterances: Sequence[Utterance],
+        on_slice: OnSlice | None = None,
+        cores: int | None = None,
     ) -> list[Audio]:
         if self.batch_s:
             time.sleep(self.batch_s)

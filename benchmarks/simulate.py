@@ -4,8 +4,9 @@ Thousands of listeners and up to 64 workers in a minute, on ``tasks/batching.py`
 ``tasks/pace.py`` as they are: only the clock, the engine and the network are models. Texts are
 really cut, chunks get their deadlines from ``tasks/sending.py``, and workers claim messages by the
 credits of ``tasks/consumer.py``. An engine is a cost (seconds before the first row, per row, per
-second of audio, lanes), its speech is longer or shorter than estimated, and no two batches take
-equally long. A listener plays what he has and counts how long he hears nothing in between.
+second of audio; a worker computes several batches at once, one per core), its speech is longer or
+shorter than estimated, and no two batches take equally long. A listener plays what he has and
+counts how long he hears nothing in between.
 
 Claim: by deadlines, streams stay without gaps up to a higher load than first come, first served,
 or than first chunks first. The rivals are the same code with other deadlines. What it cannot show:
@@ -34,7 +35,7 @@ from tasks.pace import Cost, Pace, work
 from tasks.sending import make_chunks
 
 # Two cores with AMX, full size, bfloat16, 2 steps (BENCHMARKS.md, bench_burst).
-DEFAULT = Cost(fixed_s=0.017, s_per_row=0.010, s_per_work=0.0118, lanes=2)
+DEFAULT, CORES = Cost(fixed_s=0.017, s_per_row=0.010, s_per_work=0.0118), 2
 SENTENCES = (
     "It was late in the afternoon when they arrived at the harbour.",
     "Nobody had expected so many people, and the boats were already full.",
@@ -79,7 +80,7 @@ class Worker:
     pace: Pace
     limits: Limits
     held: list[Waiting] = field(default_factory=list)
-    is_busy: bool = False
+    batches: int = 0  # being computed now
     wakes_at: float = math.inf
     credit: dict[Urgency, int] = field(
         default_factory=lambda: {
@@ -88,6 +89,10 @@ class Worker:
             Urgency.LOW: LANES["low"],
         }
     )
+
+    @property
+    def is_busy(self) -> bool:
+        return self.batches == self.pace.batches_at_once
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Scene:
     per_s: float
     workers: int = 1
     cost: Cost = DEFAULT
+    cores: int = CORES
     with_long_jobs: bool = False
     seed: int = 1
     mix: tuple[tuple[float, int], ...] = MIX
@@ -149,7 +155,7 @@ class Simulation:
         shared: dict[str, float] = {}
         self.workers = []
         for _ in range(scene.workers):
-            pace = Pace(measured=scene.cost, delays=shared)
+            pace = Pace(measured=scene.cost, batches_at_once=scene.cores, delays=shared)
             self.workers.append(Worker(pace, Limits(32, 160.0, 0.005, pace)))
         self.turn = 0
         self.audio_s = self.busy_s = self.low_s = self.ended_at = 0.0
@@ -211,20 +217,24 @@ class Simulation:
                     worker.credit[urgency] -= 1
                     worker.held.append(Waiting(queue.popleft(), now))
         for worker in self.workers:
-            if worker.held and not worker.is_busy:
-                self.start(worker, now)
+            self.start_all(worker, now)
 
-    def start(self, worker: Worker, now: float) -> None:
+    def start_all(self, worker: Worker, now: float) -> None:
+        """A batch for every core that is free."""
+        while worker.held and not worker.is_busy and self.start(worker, now):
+            pass
+
+    def start(self, worker: Worker, now: float) -> bool:
         batch = take(worker.held, now, worker.limits)
         if not batch:
             at = wait_until(worker.held, now, worker.limits)
             if at < worker.wakes_at or worker.wakes_at <= now:
                 worker.wakes_at = at
-                self.when(at, lambda then: None if worker.is_busy else self.start(worker, then))
-            return
+                self.when(at, lambda then: self.start_all(worker, then))
+            return False
         taken = {id(item) for item in batch}
         worker.held = [item for item in worker.held if id(item) not in taken]
-        worker.is_busy, worker.wakes_at = True, math.inf
+        worker.batches, worker.wakes_at = worker.batches + 1, math.inf
         chunks = [item.chunk for item in batch]
         worker.pace.took(chunks, now)
         real = [chunk.seconds * self.dice.lognormvariate(0.0, 0.15) for chunk in chunks]
@@ -232,11 +242,12 @@ class Simulation:
         busy_s = self.scene.cost.of(works) * self.dice.lognormvariate(0.0, 0.1)
         self.busy_s += busy_s
         self.when(now + busy_s, lambda then: self.finish(worker, chunks, real, busy_s, then))
+        return True
 
     def finish(
         self, worker: Worker, chunks: list[Chunk], real: list[float], busy_s: float, now: float
     ) -> None:
-        worker.is_busy = False
+        worker.batches -= 1
         worker.pace.learn(chunks, busy_s)
         for chunk, seconds in zip(chunks, real, strict=True):
             worker.credit[chunk.urgency] += 1
@@ -254,8 +265,6 @@ class Simulation:
             self.to_hear -= 1
         self.ended_at = now
         self.claim(now)
-        if worker.held and not worker.is_busy:
-            self.start(worker, now)
 
 
 def results(scene: Scene) -> dict[str, Any]:
@@ -276,9 +285,9 @@ def results(scene: Scene) -> dict[str, Any]:
     }
 
 
-def capacity_per_s(cost: Cost, n_listeners: int) -> float:
+def capacity_per_s(cost: Cost, cores: int, n_listeners: int) -> float:
     """Listeners per second that one worker serves while it always has full batches to make."""
-    done = Simulation(Scene("first come", n_listeners, 0.0, cost=cost)).run()
+    done = Simulation(Scene("first come", n_listeners, 0.0, cost=cost, cores=cores)).run()
     return n_listeners / done.ended_at
 
 
@@ -315,7 +324,7 @@ def main() -> None:
     parser.add_argument("--fixed-ms", type=float, default=DEFAULT.fixed_s * 1000)
     parser.add_argument("--row-ms", type=float, default=DEFAULT.s_per_row * 1000)
     parser.add_argument("--audio-s-ms", type=float, default=DEFAULT.s_per_work * 1000)
-    parser.add_argument("--lanes", type=int, default=DEFAULT.lanes)
+    parser.add_argument("--cores", type=int, default=CORES)
     parser.add_argument("--listeners", type=int, default=10_000, help="of the runs with workers")
     parser.add_argument("--loads", type=float, nargs="*", default=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64])
@@ -323,18 +332,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few listeners")
     options = parser.parse_args()
     started = time.perf_counter()
-    cost = Cost(
-        options.fixed_ms / 1000, options.row_ms / 1000, options.audio_s_ms / 1000, options.lanes
-    )
-    per_s = capacity_per_s(cost, 30 if options.quick else 300)
+    cost = Cost(options.fixed_ms / 1000, options.row_ms / 1000, options.audio_s_ms / 1000)
+    cores = options.cores
+    per_s = capacity_per_s(cost, cores, 30 if options.quick else 300)
     n_listeners = 200 if options.quick else options.listeners
     loads = options.loads[::3] if options.quick else options.loads
     facts = machine()
     print(describe(facts))
-    print(f"\n{cost}: {per_s:.2f} listeners per second and worker are load 1\n")
+    print(f"\n{cost} on each of {cores} cores")
+    print(f"{per_s:.2f} listeners per second and worker are load 1\n")
 
     scenes = [
-        Scene(policy, n_listeners // 5, load * per_s, cost=cost, with_long_jobs=True)
+        Scene(policy, n_listeners // 5, load * per_s, cost=cost, cores=cores, with_long_jobs=True)
         for policy in POLICIES
         for load in loads
     ]
@@ -346,7 +355,7 @@ def main() -> None:
 
     bursts = sweep(
         [
-            Scene(policy, size, 0.0, cost=cost, mix=((1.0, 350),))
+            Scene(policy, size, 0.0, cost=cost, cores=cores, mix=((1.0, 350),))
             for policy in POLICIES
             for size in ((20,) if options.quick else (20, 100))
         ]
@@ -358,7 +367,10 @@ def main() -> None:
 
     workers = options.workers[:2] if options.quick else options.workers
     scaled = sweep(
-        [Scene("deadlines", n_listeners, 0.8 * n * per_s, workers=n, cost=cost) for n in workers]
+        [
+            Scene("deadlines", n_listeners, 0.8 * n * per_s, workers=n, cost=cost, cores=cores)
+            for n in workers
+        ]
     )
     print("\nMore workers at load 0.8:\n")
     print(shown(scaled, "workers", "per_s", "first_p50_s", "first_p95_s", "c50", "gap_p99_s"))

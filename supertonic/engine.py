@@ -80,7 +80,9 @@ class SliceRate:
 
 
 class Engine:
-    """A loaded model on a device. Not to be shared between threads."""
+    """A loaded model on a device. On a CPU as many threads as it has cores may use it at the same
+    time, each with ``cores=1``; on a GPU a single one.
+    """
 
     def __init__(
         self,
@@ -114,25 +116,27 @@ class Engine:
         self.slices = SliceRate(FIRST_SLICE * model.config.samples_per_frame / self.sample_rate)
         self.size_per_pass = size_per_pass(model.config, device)
         cores = torch.get_num_threads()
-        if device == "cpu" and (_is_small(model.config) or precision != "float32"):
-            # One thread per pass. In a small model an operation takes microseconds: a second
-            # thread gains nothing, and on a busy machine its waiting turned 17 ms into 3 seconds.
-            # In bfloat16 it is not much better, and shared products sum in another order.
-            torch.set_num_threads(1)
+        # Threads of a pass that has the machine to itself. In a small model an operation takes
+        # microseconds: a second thread gains nothing, and on a busy machine its waiting turned
+        # 17 ms into 3 seconds. In bfloat16 it is not much better, and shared products sum in
+        # another order.
+        does_share = precision == "float32" and not _is_small(model.config)
+        self._threads = cores if does_share else 1
         self.graphs: Graphs | None = None
         if device.startswith("cuda") and isinstance(self.model, Prepared):
             self.graphs = Graphs(self.model)
-        self.passes_at_once = cores if device == "cpu" else 1
+        self.batches_at_once = cores if device == "cpu" else 1
         self._cores: ThreadPoolExecutor | None = None
         if device == "cpu" and cores > 1:
-            self._cores = ThreadPoolExecutor(
-                cores, "core", initializer=lambda: torch.set_num_threads(1)
-            )
+            self._cores = ThreadPoolExecutor(cores, "core")
 
     def synthesize(
-        self, utterances: list[Utterance], on_slice: OnSlice | None = None
+        self,
+        utterances: list[Utterance],
+        on_slice: OnSlice | None = None,
+        cores: int | None = None,
     ) -> list[Audio]:
-        """Speak each utterance, in order.
+        """Speak each utterance, in order, on so many cores of a CPU, or on all.
 
         Where all fit one pass, `on_slice(i, samples)` hears utterance i's samples in pieces as
         they are made, the first after a quarter of a second of sound; all of them are in the
@@ -146,13 +150,13 @@ class Engine:
             self._check(utterance)
         parts = [in_parts(utterance, self.longest_text) for utterance in utterances]
         if all(len(own) == 1 for own in parts):
-            return self._synthesize(utterances, on_slice)
+            return self._synthesize(utterances, on_slice, cores)
         heard: list[list[np.ndarray]] = [[] for _ in parts]
         for number in range(max(map(len, parts))):
             rows = [row for row, own in enumerate(parts) if len(own) > number]
             slicing = _Slicing(rows, on_slice)
             spoken = self._synthesize(
-                [parts[row][number] for row in rows], slicing if on_slice else None
+                [parts[row][number] for row in rows], slicing if on_slice else None, cores
             )
             for row, audio in zip(rows, spoken, strict=True):
                 heard[row].append(audio.samples)
@@ -160,23 +164,30 @@ class Engine:
                 on_slice = None
         return [Audio(np.concatenate(own), self.sample_rate) for own in heard]
 
-    def _synthesize(self, utterances: list[Utterance], on_slice: OnSlice | None) -> list[Audio]:
+    def _synthesize(
+        self, utterances: list[Utterance], on_slice: OnSlice | None, cores: int | None
+    ) -> list[Audio]:
+        cores = min(cores or self.batches_at_once, self.batches_at_once)
         text_ids = [encode(utterance.text, utterance.language) for utterance in utterances]
         audio: dict[int, Audio] = {}
         sizes = [len(ids) / u.speed for ids, u in zip(text_ids, utterances, strict=True)]
         passes = plan_passes(sizes, self.size_per_pass)
         is_sliced = on_slice is not None and len(passes) == 1 and isinstance(self.model, Prepared)
-        if self.passes_at_once > 1 and not is_sliced:
+        if cores > 1 and not is_sliced:
             # Short rows too are shared out among the cores, rather than put into one pass.
-            share = sum(sizes) / self.passes_at_once
+            share = sum(sizes) / cores
             passes = plan_passes(sizes, min(self.size_per_pass, share))
+        is_shared_out = self._cores is not None and cores > 1 and len(passes) > 1
+        threads = 1 if is_shared_out else min(self._threads, cores)
 
         def run(rows: list[int]) -> list[Audio]:
+            self._use_threads(threads)
             return self._run([text_ids[i] for i in rows], [utterances[i] for i in rows])
 
         if on_slice is not None and is_sliced:
+            self._use_threads(threads)
             return self._run_in_slices(self.collate(text_ids, utterances), on_slice)
-        if self._cores is not None and len(passes) > 1:
+        if self._cores is not None and is_shared_out:
             # One pass per core: nobody waits for another's half of a matrix product. The longest
             # first, so that all cores are done at about the same time.
             passes.reverse()
@@ -186,6 +197,11 @@ class Engine:
         for rows, audio_of_pass in zip(passes, spoken, strict=True):
             audio.update(zip(rows, audio_of_pass, strict=True))
         return [audio[i] for i in range(len(utterances))]
+
+    def _use_threads(self, count: int) -> None:
+        """For what the calling thread computes from now on."""
+        if self.device == "cpu" and torch.get_num_threads() != count:
+            torch.set_num_threads(count)
 
     @torch.inference_mode()
     def _run(self, text_ids: list[list[int]], utterances: list[Utterance]) -> list[Audio]:

@@ -77,11 +77,10 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
     first, *others = sorted(candidates, key=lambda one: one.order)
     most = _most_rows([first, *others], limits)
     cost = limits.pace.cost
-    # Beside a chunk that takes longer by itself there may be room on another lane.
-    bound = max(longest_s(cost), cost.of([first.work]))
+    bound = longest_s(cost)
     batch, passed = [first], set[str]()
     seconds = longest = first.item.chunk.seconds
-    total_work = longest_work = first.work
+    total_work = first.work
     for one in others:
         chunk = one.item.chunk
         if len(batch) == most:
@@ -92,17 +91,16 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
             continue
         total = seconds + chunk.seconds
         padded = max(longest, chunk.seconds) * (len(batch) + 1)
-        all_work, most_work = total_work + one.work, max(longest_work, one.work)
         if (
             total > limits.max_seconds
             or padded > PADDING_BOUND * total
-            or cost.seconds(len(batch) + 1, all_work, most_work) > bound
+            or cost.seconds(len(batch) + 1, total_work + one.work) > bound
         ):
             passed.add(chunk.job_id)
             continue
         batch.append(one)
         seconds, longest = total, max(longest, chunk.seconds)
-        total_work, longest_work = all_work, most_work
+        total_work += one.work
     return [one.item for one in batch]
 
 
@@ -151,16 +149,16 @@ def _most_rows(candidates: Sequence[_Candidate], limits: Limits) -> int:
 
     As many as the other limits allow, except where n listeners wait for their first sound. All rows
     of a batch come when the last is done, so a big batch serves the throughput and a small one the
-    first in line. With a seconds per batch and b per row, batches of k rows serve them after
-    n/k · (a + b·k) / 2 + (a + b·k) / 2 in the mean, which is least for k = √(n·a/b): many where
-    passes are dear and rows cheap, as on a GPU, few on a CPU, but as many as run at the same time.
+    first in line. With a seconds per batch, b per row and c batches at once, batches of k rows
+    serve them after n/(c·k) · (a + b·k) / 2 + (a + b·k) / 2 in the mean, which is least for
+    k = √(n·a/(b·c)): many where passes are dear and rows cheap, as on a GPU, few on a CPU.
     """
-    first, cost = candidates[0], limits.pace.cost
+    first, pace = candidates[0], limits.pace
     if not first.is_first:
         return limits.max_batch
-    row_s = (cost.s_per_row + cost.s_per_work * first.work) / cost.lanes
-    n_firsts = sum(one.is_first for one in candidates)
+    cost = pace.cost
+    row_s = cost.s_per_row + cost.s_per_work * first.work
+    n_firsts = sum(one.is_first for one in candidates) / pace.batches_at_once
     if n_firsts * cost.fixed_s >= row_s * limits.max_batch**2:
         return limits.max_batch
-    best = round(math.sqrt(n_firsts * cost.fixed_s / row_s))
-    return min(limits.max_batch, max(best, cost.lanes))
+    return max(1, round(math.sqrt(n_firsts * cost.fixed_s / row_s)))

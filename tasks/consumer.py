@@ -2,10 +2,10 @@
 
 Celery receives, acknowledges, reports and stops as always; only one thing differs. The chunk
 task's ``Strategy`` puts each received request into a waiting list instead of a pool's queue, and
-the one pool thread pulls batches from it whenever the device is free.
+the pool's threads pull batches from it: one for each core of a CPU, or a single one for a GPU.
 
-Two threads meet here. The hub thread (Celery's event loop) owns every Celery and kombu object;
-the pool thread owns the device. They exchange work through ``_lock`` and ``hub.call_soon``.
+The hub thread (Celery's event loop) owns every Celery and kombu object; the pool threads own the
+device. They exchange work through ``_lock`` and ``hub.call_soon``.
 """
 
 import json
@@ -56,7 +56,7 @@ class Held:
 
 @dataclass(slots=True)
 class Report:
-    """What the pool thread tells the hub thread about a batch.
+    """What a pool thread tells the hub thread about a batch.
 
     ``outcomes`` is None for a batch that has only begun, and empty for one that must be handed
     back because it could not be published.
@@ -87,7 +87,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.consumer = consumer
         self.waiting: list[Held] = []
         self.reports: deque[Report] = deque()
-        self.is_pulling = False
+        self.pulling = 0  # pool threads at work
+        self.speaking = 0  # those of them that speak a batch
         self.is_stopping = False
         self._lock = threading.Condition()
         self._lanes: list[Consumer] = []
@@ -163,7 +164,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self._hand_back()
         give_up_at = time.monotonic() + STOP_PATIENCE_S
         with self._lock:
-            while self.is_pulling and time.monotonic() < give_up_at:
+            while self.pulling and time.monotonic() < give_up_at:
                 self._lock.wait(1.0)
                 # The hub's timers no longer run; the batch must not be taken for lost meanwhile.
                 self._renew_leases()
@@ -204,10 +205,10 @@ class BatchingConsumer(bootsteps.StartStopStep):
             return
         with self._lock:
             self.waiting.append(held)
-            if self.is_pulling:
-                self._lock.notify_all()
+            self._lock.notify_all()
+            if self.pulling == self.speaker.engine.batches_at_once:
                 return
-            self.is_pulling = True
+            self.pulling += 1
         consumer.pool.apply_async(self._pull, callback=_nothing)
 
     def _refuse(self, reason: str, message: Any) -> None:
@@ -235,17 +236,19 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self.waiting = [held for held in self.waiting if not is_dropped(held)]
         self._report(Report(dropped, [Outcome.CANCELLED] * len(dropped), time.monotonic()))
 
-    # -- pulling, in the pool thread ---------------------------------------------------------
+    # -- pulling, in the pool threads --------------------------------------------------------
 
     def _pull(self) -> None:
         """Speak batches until nothing waits."""
         while batch := self._next_batch():
+            # With nobody beside it and nobody behind it, a batch may have all cores.
+            cores = None if self.speaking == 1 and not self.waiting else 1
             started = time.monotonic()
             self._report(Report(batch, None, started))
             audio_s = sum(held.item.chunk.seconds for held in batch)
             self._watchdog.begin(len(batch), audio_s, self.speaker.tally.rate)
             try:
-                outcomes = self.speaker.speak([held.item for held in batch])
+                outcomes = self.speaker.speak([held.item for held in batch], cores)
             except EngineBroken:
                 logger.critical("the engine is broken; handing back and stopping", exc_info=True)
                 self._report(Report(batch, [], started))
@@ -262,6 +265,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 self._report(Report(batch, outcomes, started, time.monotonic() - started))
             finally:
                 self._watchdog.end()
+                with self._lock:
+                    self.speaking -= 1
         if not self.is_stopping:
             self.speaker.idle()
 
@@ -279,10 +284,11 @@ class BatchingConsumer(bootsteps.StartStopStep):
                     chosen = [items[id(item)] for item in batch]
                     taken = {id(held) for held in chosen}
                     self.waiting = [held for held in self.waiting if id(held) not in taken]
+                    self.speaking += 1
                     return chosen
                 start_at = wait_until([held.item for held in self.waiting], now, self.limits)
                 self._lock.wait(start_at - now)
-            self.is_pulling = False
+            self.pulling -= 1
             self._lock.notify_all()
             return []
 

@@ -329,16 +329,18 @@ class EventStore:
         stored = self.redis.hget(job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
-    def begin(self, chunks: Sequence[Chunk], token: str) -> list[tuple[State | None, bool, int]]:
+    def begin(
+        self, chunks: Sequence[Chunk], token: str, is_alone: bool = False
+    ) -> list[tuple[State | None, bool, int]]:
         """Ask for chunks just before they are spoken, and count the attempt.
 
         ``token`` names the attempt: asking twice with the same counts once. For each chunk: the
         job's state (None if unknown; running while any job waits for the same content), whether
-        the chunk is published already, and which attempt this is. Among several chunks only first
-        attempts are counted; a chunk begun before has to be asked for by itself, because it is to
-        be spoken by itself.
+        the chunk is published already, and which attempt this is. Only first attempts are counted,
+        unless ``is_alone``: a chunk begun before has to be asked for by itself, while nothing else
+        is spoken here.
         """
-        company = "alone" if len(chunks) == 1 else "together"
+        company = "alone" if is_alone else "together"
         asked = [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
         answers = self._begin(args=[token, company, *asked])
         return [

@@ -40,33 +40,28 @@ def work(chunk: Chunk, seconds: float | None = None) -> float:
 class Cost:
     """How long a batch takes: something before its first row, and so much per row and work.
 
-    ``lanes`` is how many rows the engine computes at the same time: cores on a CPU, else 1. What
-    counts is the fullest lane.
+    On one core, if the engine has several, while the others have batches of their own.
     """
 
     fixed_s: float = 0.0
     s_per_row: float = 0.0
     s_per_work: float = 0.0
-    lanes: int = 1
 
-    def seconds(self, rows: int, total: float, longest: float) -> float:
-        """Predicted seconds for rows with so much work in all, the longest with so much."""
-        load = max(longest, total / self.lanes)
-        return self.fixed_s + self.s_per_row * -(-rows // self.lanes) + self.s_per_work * load
+    def seconds(self, rows: int, total: float) -> float:
+        """Predicted seconds for rows with so much work in all."""
+        return self.fixed_s + self.s_per_row * rows + self.s_per_work * total
 
     def of(self, works: Sequence[float]) -> float:
-        return self.seconds(len(works), sum(works), max(works))
+        return self.seconds(len(works), sum(works))
 
     def scaled(self, scale: float) -> "Cost":
-        return Cost(
-            self.fixed_s * scale, self.s_per_row * scale, self.s_per_work * scale, self.lanes
-        )
+        return Cost(self.fixed_s * scale, self.s_per_row * scale, self.s_per_work * scale)
 
     @classmethod
     def measured(
-        cls, short_s: float, four_s: float, long_s: float, works: tuple[float, float], lanes: int
+        cls, short_s: float, four_s: float, long_s: float, works: tuple[float, float]
     ) -> "Cost":
-        """From three timings: a short row per lane, four of them per lane, a long one per lane.
+        """From three timings, on each core at the same time: a short row, four of them, a long one.
 
         ``works`` are those of a short and of a long row.
         """
@@ -75,7 +70,7 @@ class Cost:
         per_work = max(0.0, long_s - short_s) / (long - short)
         per_row = max(0.0, per_short - per_work * short)
         fixed = max(0.0, short_s - per_row - per_work * short)
-        return cls(fixed, per_row, per_work, lanes)
+        return cls(fixed, per_row, per_work)
 
 
 @dataclass(slots=True)
@@ -88,6 +83,7 @@ class Pace:
     """
 
     measured: Cost = field(default_factory=Cost)
+    batches_at_once: int = 1  # as the engine says: one per core, or one on a GPU
     scale: float = 1.0
     low_due: float = 0.0  # when long jobs have their next turn
     # Per job and sending: seconds by which its listener hears everything later than planned.
@@ -130,7 +126,7 @@ class Pace:
         """This batch is begun. A turn of long jobs postpones their next one."""
         low = [work(chunk) for chunk in batch if chunk.kind is Kind.LONG]
         if low:
-            self.low_due = now + self.cost.of(low) / LOW_SHARE
+            self.low_due = now + self.cost.of(low) / (LOW_SHARE * self.batches_at_once)
 
     def published(self, chunk: Chunk, seconds: float, now: float) -> None:
         """A chunk of so many real seconds can be heard from now on.

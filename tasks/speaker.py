@@ -1,4 +1,4 @@
-"""From a batch of chunks to published audio: what the one thread that owns the device does.
+"""From a batch of chunks to published audio: what the threads that own the device do.
 
 Nothing here knows Celery. The engine is passed in, so the same code runs with the model, with
 the benchmark's null engine, and with a test's engine that breaks on purpose.
@@ -6,6 +6,7 @@ the benchmark's null engine, and with a test's engine that breaks on purpose.
 
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from supertonic.text import estimate_seconds
 from tasks import slicing
 from tasks.batching import Waiting
 from tasks.cache import content_key
+from tasks.company import Company
 from tasks.dead_letters import bury
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
@@ -50,8 +52,13 @@ class Synthesizer(Protocol):
     sample_rate: int
     fingerprint: str
 
+    batches_at_once: int  # how many threads may speak at the same time
+
     def synthesize(
-        self, utterances: "Sequence[Utterance]", on_slice: "OnSlice | None" = None
+        self,
+        utterances: "Sequence[Utterance]",
+        on_slice: "OnSlice | None" = None,
+        cores: int | None = None,
     ) -> "list[Audio]": ...
 
     def idle(self) -> bool:
@@ -76,7 +83,7 @@ class Outcome(Enum):
 
 
 class Speaker:
-    """Speaks batches and publishes what comes out."""
+    """Speaks batches and publishes what comes out, in as many threads as the engine allows."""
 
     def __init__(self, engine: Synthesizer, store: EventStore, settings: Settings) -> None:
         self.engine = engine
@@ -85,42 +92,60 @@ class Speaker:
         self.tally = Tally()
         self.pace = Pace()
         self.throughput = Throughput()
+        self._noting = threading.Lock()  # of tally, pace and throughput
+        self._company = Company()
         self.is_stopping = False
         # The consumer knows whether chunks wait that are due, and how much work waits in all.
         self.is_crowded: Callable[[], bool] = lambda: False
         self.waiting_work_s: Callable[[], float] = lambda: 0.0
 
-    def speak(self, batch: Sequence[Waiting]) -> list[Outcome]:
-        """One outcome per chunk, in order.
+    def speak(self, batch: Sequence[Waiting], cores: int | None = None) -> list[Outcome]:
+        """One outcome per chunk, in order. ``cores`` is how many of them the batch may use.
 
         Raises:
             redis.RedisError: Redis stayed away; nothing may be acknowledged.
             EngineBroken: nothing can be spoken here any more; neither.
         """
-        taken_at, started = time.time(), time.perf_counter()
-        self.pace.took([item.chunk for item in batch], taken_at)
-        outcomes = [Outcome.SKIPPED] * len(batch)
-        together, suspects = self._begin(batch, list(range(len(batch))), outcomes)
-        work_s = self._speak_rows(batch, together, outcomes, taken_at) if together else 0.0
-        # A chunk that was begun before and not finished may be the one that killed its worker.
-        # It runs by itself, after the others are published.
-        for row in suspects:
-            if len(batch) == 1 or any(self._begin(batch, [row], outcomes)):
-                work_s += self._speak_rows(batch, [row], outcomes, taken_at)
-        ended = time.perf_counter()
-        self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, ended - started)
-        self.throughput.note_pressure(work_s, self.waiting_work_s(), ended)
+        chunks, taken_at = [item.chunk for item in batch], time.time()
+        outcomes, work_s = [Outcome.SKIPPED] * len(batch), 0.0
+        all_cores = self.engine.batches_at_once
+        cores = min(cores or all_cores, all_cores)
+        with self._noting:
+            self.pace.took(chunks, taken_at)
+            mark = self.throughput.begin(time.perf_counter())
+        try:
+            with self._company.together():
+                rows, suspects = self._begin(batch, list(range(len(batch))), outcomes)
+                if rows:
+                    work_s = self._speak_rows(batch, rows, outcomes, taken_at, cores)
+            # What may have killed its worker runs by itself, after all others are published.
+            for row in suspects:
+                with self._company.alone():
+                    if any(self._begin(batch, [row], outcomes, is_alone=True)):
+                        work_s += self._speak_rows(batch, [row], outcomes, taken_at, all_cores)
+        finally:
+            with self._noting:
+                ended = time.perf_counter()
+                busy_s = self.throughput.end(ended, mark)
+                self.tally.end(chunks, busy_s)
+        with self._noting:
+            self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, busy_s)
+            self.throughput.note_pressure(work_s, self.waiting_work_s(), ended)
         return outcomes
 
     def _begin(
-        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]
+        self,
+        batch: Sequence[Waiting],
+        rows: list[int],
+        outcomes: list[Outcome],
+        is_alone: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Rows somebody still waits for, asked at the last moment before the device is used:
         those never begun before, and the others.
         """
         token = uuid.uuid4().hex
         chunks = [batch[row].chunk for row in rows]
-        answers = self._with_patience(lambda: self.store.begin(chunks, token))
+        answers = self._with_patience(lambda: self.store.begin(chunks, token, is_alone))
         together, suspects = [], []
         contents: set[str] = set()
         for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
@@ -146,17 +171,23 @@ class Speaker:
         return together, suspects
 
     def _speak_rows(
-        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome], taken_at: float
+        self,
+        batch: Sequence[Waiting],
+        rows: list[int],
+        outcomes: list[Outcome],
+        taken_at: float,
+        cores: int,
     ) -> float:
         """Speak rows together and publish them; the work that it was, in seconds."""
         batch_id = uuid.uuid4().hex[:12]
         started = time.perf_counter()
-        spoken = self._try(batch, rows, outcomes)
+        spoken = self._try(batch, rows, outcomes, cores)
         busy_s = time.perf_counter() - started
         if not spoken:
             return 0.0
-        if len(spoken) == len(rows):  # else it holds what halving the batch took
-            self.pace.learn([batch[row].chunk for row in rows], busy_s)
+        if len(spoken) == len(rows) and cores == 1:  # else it holds what halving the batch took
+            with self._noting:
+                self.pace.learn([batch[row].chunk for row in rows], busy_s)
         waits = [max(0.0, taken_at - batch[row].chunk.sent_at) for row, _ in spoken]
         results = [
             self._result(batch[row].chunk, audio, len(spoken), wait_s, busy_s)
@@ -172,10 +203,11 @@ class Speaker:
             for (row, _), result, wait_s in zip(spoken, results, waits, strict=True)
         ]
         published_at = time.time()
-        for one in done:
-            self.pace.published(one.chunk, one.audio_s, published_at)
-        self._learn_length(done[0])
-        self.tally.add(batch_id, done, busy_s)
+        with self._noting:
+            for one in done:
+                self.pace.published(one.chunk, one.audio_s, published_at)
+            self._learn_length(done[0])
+            self.tally.add(batch_id, done, busy_s)
         return sum(work(one.chunk, one.audio_s) for one in done)
 
     def _learn_length(self, done: Done) -> None:
@@ -185,11 +217,11 @@ class Speaker:
         self.pace.learn_length(estimated_s, done.audio_s)
 
     def _try(
-        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome]
+        self, batch: Sequence[Waiting], rows: list[int], outcomes: list[Outcome], cores: int
     ) -> "list[tuple[int, Audio]]":
         """Speak rows together; if that raises, find the row that does it by halving."""
         try:
-            audios = self._synthesize([batch[row].chunk for row in rows])
+            audios = self._synthesize([batch[row].chunk for row in rows], cores)
             return list(zip(rows, audios, strict=True))
         except Exception as error:
             # The one broad catch of the worker: whatever a chunk does to the engine, its
@@ -205,17 +237,18 @@ class Speaker:
                 return []
             logger.warning("batch of %d failed (%s), trying its halves", len(rows), error)
         middle = len(rows) // 2
-        return self._try(batch, rows[:middle], outcomes) + self._try(batch, rows[middle:], outcomes)
+        halves = rows[:middle], rows[middle:]
+        return [one for half in halves for one in self._try(batch, half, outcomes, cores)]
 
-    def _synthesize(self, chunks: Sequence[Chunk]) -> "list[Audio]":
+    def _synthesize(self, chunks: Sequence[Chunk], cores: int) -> "list[Audio]":
         utterances = [_utterance(chunk) for chunk in chunks]
         if not slicing.pays(chunks, self.engine, time.time(), self.is_crowded()):
-            return self.engine.synthesize(utterances)
+            return self.engine.synthesize(utterances, cores=cores)
         ttl_s = self.settings.stream_ttl_s
         publisher = SlicePublisher(
             self.store, chunks, ttl_s, self.tally.first_slice, self.is_crowded
         )
-        return self.engine.synthesize(utterances, publisher)
+        return self.engine.synthesize(utterances, publisher, cores)
 
     def idle(self) -> None:
         """Nothing waits: let the engine prepare one thing for later."""

@@ -53,6 +53,11 @@ class Tally:
         """Audio seconds made per busy second, 0 while nothing was measured."""
         return self.audio_s / self.busy_s if self.busy_s else 0.0
 
+    def end(self, batch: Sequence[Chunk], busy_s: float) -> None:
+        """These chunks are over and done with, after so much of the worker's time."""
+        self.busy_s += busy_s
+        self._sliced.difference_update(chunk.job_id for chunk in batch)
+
     def add(self, batch_id: str, done: Sequence[Done], busy_s: float) -> None:
         """Note a batch that has just been published and took the engine ``busy_s``."""
         size, audio_s = len(done), sum(one.audio_s for one in done)
@@ -64,7 +69,6 @@ class Tally:
         self.batches += 1
         self.chunks += size
         self.audio_s += audio_s
-        self.busy_s += busy_s
         self._measure(done, audio_s, busy_s)
         if logger.isEnabledFor(logging.INFO):
             _log(batch_id, done, audio_s, busy_s)
@@ -88,7 +92,6 @@ class Tally:
                 observe(LATE, max(0.0, now - chunk.due))
             elif chunk.job_id not in self._sliced:
                 observe(FIRST_PUBLISHED, max(0.0, now - chunk.sent_at))
-        self._sliced.clear()
 
 
 def _log(batch_id: str, done: Sequence[Done], audio_s: float, busy_s: float) -> None:

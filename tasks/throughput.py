@@ -5,6 +5,9 @@ one. So batches are measured by their size, each by a mean that follows the last
 the pace is that of the best size. What is measured is the whole way from taking a batch to having
 published it, because that is what those who wait have to wait for.
 
+An engine that has several batches on several cores shares the machine out among them: of a second
+in which two were computed, each has taken half.
+
 That is how fast it could be. Under pressure it is slower: who needs sound now goes in small
 batches, turns of long jobs lie between them, and receiving takes its share. So as soon as there was
 pressure, the pace is not above what was seen then, from one batch to the next.
@@ -32,9 +35,29 @@ class Throughput:
     """Means of work and time by size of batch: 1, 2 to 3, 4 to 7 and so on."""
 
     def __init__(self) -> None:
+        self._running = 0
+        self._shares_s = 0.0  # what a batch would have taken that had run since the beginning
+        self._seen_at = 0.0
         self._sizes: dict[int, Mean] = {}
         self._pressed = Mean()
         self._pressed_since: float | None = None  # the end of the last batch
+
+    def begin(self, now: float) -> float:
+        """A batch is begun; a mark to be handed to ``end``."""
+        self._see(now)
+        self._running += 1
+        return self._shares_s
+
+    def end(self, now: float, mark: float) -> float:
+        """That batch is over: its share of the seconds since then."""
+        self._see(now)
+        self._running -= 1
+        return self._shares_s - mark
+
+    def _see(self, now: float) -> None:
+        if self._running:
+            self._shares_s += (now - self._seen_at) / self._running
+        self._seen_at = now
 
     def add(self, n_rows: int, work_s: float, busy_s: float, weight: int = 1) -> None:
         """Note a batch; ``weight`` of them, when it stands for more than one."""

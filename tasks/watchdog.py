@@ -9,8 +9,10 @@ so after three times the guilty one is given up (tasks/speaker.py).
 
 import faulthandler
 import logging
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -29,30 +31,30 @@ class Watchdog:
     def __init__(self, limit_s: float, hand_back: Callable[[], None]) -> None:
         self.limit_s = limit_s
         self.hand_back = hand_back
-        self._end_at: float | None = None
-        self._about = ""
+        self._running: dict[int, tuple[float, str]] = {}  # by thread: when it is too late, and what
 
     def begin(self, chunks: int, audio_s: float, rate: float) -> None:
-        """A batch of ``audio_s`` estimated seconds begins; ``rate`` is what was measured lately,
-        in audio seconds per second, or 0.
+        """A batch of ``audio_s`` estimated seconds begins in this thread; ``rate`` is what was
+        measured lately, in audio seconds per second, or 0.
         """
         expected_s = audio_s / rate if rate else 0.0
         limit_s = self.limit_s + PATIENCE * expected_s
-        self._about = f"a batch of {chunks} chunks, {audio_s:.1f} s of audio, took {limit_s:.1f} s"
-        self._end_at = time.monotonic() + limit_s
+        about = f"a batch of {chunks} chunks, {audio_s:.1f} s of audio, took {limit_s:.1f} s"
+        self._running[threading.get_ident()] = (time.monotonic() + limit_s, about)
 
     def end(self) -> None:
-        self._end_at = None
+        """This thread's batch is over."""
+        self._running.pop(threading.get_ident(), None)
 
     def look(self) -> None:
         """Called by the hub thread about twice a second."""
         if not self.limit_s:
             return
         faulthandler.dump_traceback_later(self.limit_s + HUB_LIMIT_S, exit=True)
-        end_at = self._end_at
-        if end_at is None or time.monotonic() < end_at:
+        end_at, about = min(list(self._running.values()), default=(math.inf, ""))
+        if time.monotonic() < end_at:
             return
-        logger.critical("the engine hangs: %s; handing back and ending", self._about)
+        logger.critical("the engine hangs: %s; handing back and ending", about)
         faulthandler.dump_traceback(all_threads=True)
         try:
             self.hand_back()

@@ -74,11 +74,14 @@ def synthesize_chunk(chunk: dict[str, Any]) -> None:
 
 
 class LoadEngine(bootsteps.Step):
-    """Worker bootstep: no consuming before the model stands, and a clear end if it does not."""
+    """Worker bootstep: no consuming before the model stands, and a clear end if it does not.
+
+    Steps are all made before any of them, the pool too, creates what it is for.
+    """
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        # The pool thread runs the model; without this it would keep the hub from the
+        # Pool threads run the model; without this they would keep the hub from the
         # interpreter for 5 ms at a time, and chunks would trickle in.
         sys.setswitchinterval(0.0005)
         started = time.perf_counter()
@@ -93,6 +96,7 @@ class LoadEngine(bootsteps.Step):
         reuse_large_buffers()
         client = connect(settings.redis_url)
         speaker = Speaker(engine, EventStore(client), settings)
+        speaker.pace.batches_at_once = worker.concurrency = engine.batches_at_once
         speaker.pace.measured = _time_batches(engine, speaker.pace)
         measure(speaker.throughput, engine)
         BatchingConsumer.speaker = speaker
@@ -111,8 +115,9 @@ def _time_batches(engine: Any, pace: Pace) -> Cost:
     # Imported here, as above.
     from supertonic.engine import Utterance
 
-    lanes = engine.passes_at_once
-    shapes = ((SHORT, lanes), (SHORT, 4 * lanes), (LONG, lanes))
+    # On all cores at the same time, so that they are in each other's way as they will be.
+    cores = engine.batches_at_once
+    shapes = ((SHORT, cores), (SHORT, 4 * cores), (LONG, cores))
     seconds = [math.inf] * len(shapes)
     # In the first round memory and kernels are set up; of the others the quickest is nearest to
     # what the engine needs when nothing else runs.
@@ -128,7 +133,7 @@ def _time_batches(engine: Any, pace: Pace) -> Cost:
             estimated_s = estimate_seconds(text, "en", 1.0)
             pace.learn_length(estimated_s, len(audio.samples) / audio.sample_rate)
     works = (estimate_seconds(SHORT, "en", 1.0), estimate_seconds(LONG, "en", 1.0))
-    return Cost.measured(seconds[0], seconds[1], seconds[2], works, lanes)
+    return Cost.measured(seconds[0], seconds[1], seconds[2], works)
 
 
 def _limits(pace: Pace, max_batch: int | None, max_wait_ms: float | None) -> Limits:

@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def load_faulty() -> Engine:
     engine = tasks.worker.load_engine()
     speak = engine.synthesize
 
-    def synthesize(utterances: Sequence[Utterance], *slices: object) -> list[Audio]:
+    def synthesize(utterances: Sequence[Utterance], *how: Any, **more: Any) -> list[Audio]:
         if any("murder" in utterance.text for utterance in utterances):
             os.kill(os.getpid(), signal.SIGKILL)
         if any("trance" in utterance.text for utterance in utterances):
@@ -36,7 +37,7 @@ def load_faulty() -> Engine:
             raise RuntimeError("poisoned")
         if any("glutton" in utterance.text for utterance in utterances):
             np.ones(LIMIT_BYTES, np.uint8)
-        return speak(utterances, *slices)
+        return speak(utterances, *how, **more)
 
     engine.synthesize = synthesize
     return engine

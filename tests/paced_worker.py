@@ -24,7 +24,7 @@ class PacedEngine(NullEngine):
     # As on a CPU: a batch is no longer than the longest chunk.
     size_per_pass = 256
 
-    def synthesize(self, utterances: Sequence[Utterance]) -> list[Audio]:
+    def synthesize(self, utterances: Sequence[Utterance], **how: object) -> list[Audio]:
         lengths = [estimate_seconds(row.text, row.language, row.speed) for row in utterances]
         time.sleep(sum(lengths) / float(os.environ["PACE"]))
         return [Audio(hum(row, s), SAMPLE_RATE) for row, s in zip(utterances, lengths, strict=True)]

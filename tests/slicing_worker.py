@@ -27,7 +27,11 @@ def load_slow() -> Engine:
     speak = engine.synthesize
     mark = Path(os.environ["SLICING_MARK"])
 
-    def synthesize(utterances: Sequence[Utterance], on_slice: OnSlice | None = None) -> list[Audio]:
+    def synthesize(
+        utterances: Sequence[Utterance],
+        on_slice: OnSlice | None = None,
+        cores: int | None = None,
+    ) -> list[Audio]:
         is_murder = any("murder" in utterance.text for utterance in utterances)
         heard = []
 
@@ -41,7 +45,7 @@ def load_slow() -> Engine:
             time.sleep(0.1)
             return is_hurried
 
-        return speak(list(utterances), slowly if on_slice else None)
+        return speak(list(utterances), slowly if on_slice else None, cores)
 
     engine.synthesize = synthesize
     return engine

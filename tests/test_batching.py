@@ -19,10 +19,13 @@ costs = st.builds(
     fixed_s=st.floats(0, 0.5),
     s_per_row=st.floats(0, 0.1),
     s_per_work=st.floats(0, 0.2),
-    lanes=st.integers(1, 4),
 )
 paces = st.builds(
-    Pace, measured=costs, scale=st.floats(0.5, 2), low_due=st.floats(NOW - 10, NOW + 10)
+    Pace,
+    measured=costs,
+    batches_at_once=st.integers(1, 4),
+    scale=st.floats(0.5, 2),
+    low_due=st.floats(NOW - 10, NOW + 10),
 )
 limits = st.builds(
     Limits,
@@ -203,7 +206,7 @@ def test_whoever_is_due_is_not_held_up_by_what_is_wanted_later(
 def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at_most() -> None:
     """A worker's afternoon by a clock of its own: long jobs always wait, listeners come and go."""
     dice = random.Random(4)
-    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.013, lanes=2))
+    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.013))
     bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
     one_chunk_s = pace.cost.of([20.0])
     waiting: list[Waiting] = []
@@ -235,7 +238,7 @@ def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at
 
 
 def test_a_long_job_gets_its_share_however_many_listen() -> None:
-    pace = Pace(measured=Cost(fixed_s=0.0, s_per_work=0.01, lanes=1))
+    pace = Pace(measured=Cost(fixed_s=0.0, s_per_work=0.01))
     bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
     now, of_job_s = NOW, 0.0
     for _ in range(2000):
@@ -267,22 +270,22 @@ def test_a_burst_goes_as_one_batch_where_passes_are_dear_and_in_small_ones_where
         waiting_chunk(str(n), due=NOW, seconds=2.0, steps=2, arrived=NOW - 1) for n in range(20)
     ]
 
-    def size(**cost: float) -> int:
-        pace = Pace(measured=Cost(**cost))
+    def size(cores: int = 1, **cost: float) -> int:
+        pace = Pace(measured=Cost(**cost), batches_at_once=cores)
         return len(take(burst, NOW, Limits(32, 160.0, 0.005, pace)))
 
     assert size(fixed_s=0.03, s_per_work=0.0005) == 20  # a GPU
     assert size(fixed_s=0.008, s_per_work=0.0005) == 13  # a small model: √(20 · 8 / 1)
-    assert size(fixed_s=0.02, s_per_work=0.014, lanes=2) == 5  # two cores
-    assert size(fixed_s=0.0, s_per_work=0.014, lanes=2) == 2  # as many as cores
+    assert size(fixed_s=0.02, s_per_work=0.014) == 4  # √(20 · 20 / 28)
+    assert size(fixed_s=0.02, s_per_work=0.014, cores=2) == 3  # the other core has as many
     assert size(fixed_s=0.0, s_per_work=0.014) == 1
 
 
 def test_who_hears_something_already_is_served_in_full_batches() -> None:
     late = [waiting_chunk(str(n), 1, due=NOW - 1, seconds=2.0, steps=2) for n in range(20)]
-    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.014, lanes=2))
+    pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.007))
     batch = take(late, NOW, Limits(32, 160.0, 0.005, pace))
-    assert len(batch) == 16  # 0.02 + 0.014 · 16 = 0.244 s
+    assert len(batch) == 16  # 0.02 + 0.007 · 2 · 16 = 0.244 s
 
 
 def test_chunks_of_many_steps_make_smaller_batches() -> None:

@@ -55,7 +55,7 @@ def publish(
 
 def begin(store: EventStore, job_id: str, content: str = "A", index: int = 0, token: str = ""):
     chunk = a_chunk(job_id, index, content=content)
-    return store.begin([chunk], token or secrets.token_hex(8))[0]
+    return store.begin([chunk], token or secrets.token_hex(8), is_alone=True)[0]
 
 
 def messages(store: EventStore) -> list[str]:

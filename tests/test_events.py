@@ -189,7 +189,10 @@ def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) ->
             (State.RUNNING, False, 2),
             (None, False, 0),
         ], "a second attempt counts only alone"
-    assert store.begin([a_chunk("job", 1)], "d") == [(State.RUNNING, False, 2)]
+    for attempt in (2, 3):
+        token = f"alone {attempt}"
+        found = store.begin([a_chunk("job", 1)], token, is_alone=True)
+        assert found == [(State.RUNNING, False, attempt)]
     store.end("job", State.CANCELLED)
     assert store.begin([a_chunk("job", 1)], "e") == [(State.CANCELLED, False, 0)], (
         "it is not spoken"

@@ -10,7 +10,7 @@ from tasks.sending import make_chunks
 from tasks.throughput import Throughput
 from tests.examples import a_chunk, a_job, some_pieces
 
-TRUE = Cost(fixed_s=0.02, s_per_row=0.005, s_per_work=0.008, lanes=2)
+TRUE = Cost(fixed_s=0.02, s_per_row=0.005, s_per_work=0.008)
 
 
 def batch(seconds: float, count: int, steps: int = 2) -> list:
@@ -23,8 +23,8 @@ def seconds(cost: Cost, chunks: list) -> float:
 
 def measured(truth: Cost) -> Cost:
     short, long = 2.0, 15.0
-    timings = [truth.of([short] * 2), truth.of([short] * 8), truth.of([long] * 2)]
-    return Cost.measured(*timings, (short, long), lanes=2)
+    timings = [truth.of([short]), truth.of([short] * 4), truth.of([long])]
+    return Cost.measured(*timings, (short, long))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_three_timings_tell_what_other_batches_take(chunks: list) -> None:
 
 
 def test_timings_that_make_no_sense_give_no_negative_costs() -> None:
-    cost = Cost.measured(0.3, 0.2, 0.1, (2.0, 15.0), lanes=1)
+    cost = Cost.measured(0.3, 0.2, 0.1, (2.0, 15.0))
     assert cost == Cost(fixed_s=0.3)
 
 
@@ -55,7 +55,7 @@ def test_one_batch_that_hung_is_not_taken_for_the_rule() -> None:
 
 
 def test_an_engine_that_takes_no_time_costs_nothing() -> None:
-    pace = Pace(Cost.measured(0.0, 0.0, 0.0, (2.0, 15.0), lanes=1))
+    pace = Pace(Cost.measured(0.0, 0.0, 0.0, (2.0, 15.0)))
     pace.learn(batch(2.0, 1), 0.01)
     assert seconds(pace.cost, batch(2.0, 1)) == 0.0
 

@@ -4,8 +4,10 @@ The engine is the real one; a thin wrapper around it fails for chosen texts, as 
 device cannot take would.
 """
 
+import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -31,13 +33,14 @@ class Breaking:
         self.engine = engine
         self.sample_rate = engine.sample_rate
         self.fingerprint = engine.fingerprint
+        self.batches_at_once = engine.batches_at_once
         self.batches: list[list[str]] = []
 
-    def synthesize(self, utterances: Sequence[Utterance]) -> list[Audio]:
+    def synthesize(self, utterances: Sequence[Utterance], cores: int) -> list[Audio]:
         self.batches.append([utterance.text for utterance in utterances])
         if any("poison" in utterance.text for utterance in utterances):
             raise RuntimeError("the device choked")
-        return self.engine.synthesize(list(utterances))
+        return self.engine.synthesize(list(utterances), cores=cores)
 
     def warm_up(self) -> None:
         self.engine.warm_up()
@@ -168,10 +171,36 @@ def test_a_chunk_begun_before_runs_alone_and_after_the_others(speaker: Speaker) 
     assert batches(speaker) == [["Innocent.", "Innocent too."], ["Suspect."]]
 
 
+def test_nothing_else_is_spoken_while_a_suspect_is(engine: Engine, client: "redis.Redis") -> None:
+    """Or an innocent chunk would be begun and lost with it each time."""
+    client.flushall()
+    spans: dict[str, tuple[float, float]] = {}
+
+    class Slow(Breaking):
+        def synthesize(self, utterances: Sequence[Utterance], cores: int) -> list[Audio]:
+            started = time.monotonic()
+            audios = super().synthesize(utterances, cores)
+            time.sleep(0.2)
+            spans.update({row.text: (started, time.monotonic()) for row in utterances})
+            return audios
+
+    speaker = Speaker(Slow(engine), EventStore(client), SETTINGS)
+    before, suspect, beside, behind = batch_of(speaker, "Before.", "Suspect.", "Beside.", "Behind.")
+    speaker.store.begin([suspect.chunk], uuid.uuid4().hex)
+    with ThreadPoolExecutor() as threads:
+        for item in (before, beside, suspect, behind):
+            threads.submit(speaker.speak, [item], 1)
+            time.sleep(0.05)
+    assert spans["Before."][1] > spans["Beside."][0], "batches that can be together are"
+    begun, ended = spans.pop("Suspect.")
+    assert len(spans) == 3
+    assert all(other[1] <= begun or other[0] >= ended for other in spans.values())
+
+
 def test_a_chunk_that_took_four_workers_down_fails_its_job(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Deadly.", "Harmless.")
     for _ in range(MAX_ATTEMPTS):
-        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, is_alone=True)
     assert speaker.speak(batch) == [FAILED, SPOKEN]
     assert batches(speaker) == [["Harmless."]]
     job = speaker.store.job("0")
@@ -182,7 +211,7 @@ def test_a_chunk_that_took_four_workers_down_fails_its_job(speaker: Speaker) -> 
 def test_a_fourth_attempt_is_still_made(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Unlucky.")
     for _ in range(MAX_ATTEMPTS - 1):
-        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, is_alone=True)
     assert speaker.speak(batch) == [SPOKEN]
 
 
@@ -199,9 +228,9 @@ def test_a_job_cancelled_while_it_is_spoken_gets_no_audio(speaker: Speaker) -> N
     engine, store = speaker.engine.engine, speaker.store
 
     class Cancelling(Breaking):
-        def synthesize(self, utterances: Sequence[Utterance]) -> list[Audio]:
+        def synthesize(self, utterances: Sequence[Utterance], cores: int) -> list[Audio]:
             store.end("0", State.CANCELLED)
-            return super().synthesize(utterances)
+            return super().synthesize(utterances, cores)
 
     speaker.engine = Cancelling(engine)
     speaker.speak([item])
