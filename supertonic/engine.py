@@ -149,20 +149,21 @@ class Engine:
         for utterance in utterances:
             self._check(utterance)
         parts = [in_parts(utterance, self.longest_text) for utterance in utterances]
-        if all(len(own) == 1 for own in parts):
-            return self._synthesize(utterances, on_slice, cores)
-        heard: list[list[np.ndarray]] = [[] for _ in parts]
+        if on_slice is None or all(len(own) == 1 for own in parts):
+            spoken = iter(self._synthesize([one for own in parts for one in own], on_slice, cores))
+            return [joined([next(spoken) for _ in own]) for own in parts]
+        # A listener hears slices in order, so there the second parts follow the first ones.
+        heard: list[list[Audio]] = [[] for _ in parts]
+        is_over = False
         for number in range(max(map(len, parts))):
             rows = [row for row, own in enumerate(parts) if len(own) > number]
-            slicing = _Slicing(rows, on_slice)
-            spoken = self._synthesize(
-                [parts[row][number] for row in rows], slicing if on_slice else None, cores
-            )
-            for row, audio in zip(rows, spoken, strict=True):
-                heard[row].append(audio.samples)
-            if slicing.is_over:  # later parts may not be heard before earlier ones
-                on_slice = None
-        return [Audio(np.concatenate(own), self.sample_rate) for own in heard]
+            slicing = None if is_over else _Slicing(rows, on_slice)
+            audios = self._synthesize([parts[row][number] for row in rows], slicing, cores)
+            for row, audio in zip(rows, audios, strict=True):
+                heard[row].append(audio)
+            # Later parts may not be heard before earlier ones.
+            is_over = slicing is None or slicing.is_over
+        return [joined(own) for own in heard]
 
     def _synthesize(
         self, utterances: list[Utterance], on_slice: OnSlice | None, cores: int | None
@@ -307,15 +308,22 @@ class Engine:
 class _Slicing:
     """Passes slices of some rows on, until nobody wants any or a pass was made without."""
 
-    def __init__(self, rows: list[int], on_slice: OnSlice | None) -> None:
+    def __init__(self, rows: list[int], on_slice: OnSlice) -> None:
         self.rows, self.on_slice = rows, on_slice
         self.is_over = True
 
     def __call__(self, row: int, samples: np.ndarray) -> bool | None:
-        assert self.on_slice is not None
         is_hurried = self.on_slice(self.rows[row], samples)
         self.is_over = bool(is_hurried)
         return is_hurried
+
+
+def joined(parts: Sequence[Audio]) -> Audio:
+    """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    samples = np.concatenate([part.samples for part in parts])
+    return Audio(samples, parts[0].sample_rate)
 
 
 def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:

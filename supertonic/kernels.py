@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PART, LONG_PART = 128, 256  # most frames in one product on a CPU; see `Form.parts`
+PART = 128  # frames in one product on a CPU, at the published size; see `Form.parts`
 FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
 
 
@@ -27,6 +27,7 @@ class Form:
     device: torch.device
     dtype: torch.dtype
     is_long: bool = False  # for the vocoder, which has six times as many frames as the others
+    most_frames: int = PART  # in one product on a CPU; see `parts`
 
     @property
     def stream(self) -> torch.dtype:
@@ -57,8 +58,10 @@ class Form:
         What stands between two products of a block then fits the cache. And oneDNN's bfloat16
         product sums in another order when it gets very many or very few frames; for 37 to 128
         frames (up to 256 in the vocoder's wide products) a frame comes out the same, bit by bit.
+        In float32 a small model takes more at once: they fit its cache, and every product begins
+        with some work of its own.
         """
-        most = LONG_PART if self.is_long else PART
+        most = self.most_frames
         if self.device.type != "cpu" or n <= most:
             return [slice(0, n)]
         count = -(-n // most)

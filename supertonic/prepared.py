@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supertonic.config import ModelConfig
 from supertonic.duration_predictor import DurationPredictor
 from supertonic.errors import ConfigError
 from supertonic.kernels import (
+    PART,
     ConvNeXtBlock,
     Dense,
     Form,
@@ -99,12 +101,23 @@ class Prepared(Supertonic):
 
     def __init__(self, model: Supertonic, form: Form) -> None:
         nn.Module.__init__(self)
-        self.config, self.form = model.config, form
+        self.config, published = model.config, ModelConfig()
+
+        def at_once(frames: int, part: str) -> int:
+            """Frames in one product: as many times more as the model's part is smaller."""
+            if form.is_exact_by_row:
+                return frames
+            own = getattr(self.config, part).convnext_hidden
+            return frames * max(1, int(getattr(published, part).convnext_hidden // own))
+
+        long = replace(form, is_long=True, most_frames=at_once(2 * PART, "vocoder"))
+        form = replace(form, most_frames=at_once(PART, "vector_estimator"))
+        self.form = form
         exact = replace(form, dtype=torch.float64)
         self.duration_predictor = PreparedDuration(model.duration_predictor, exact)
         self.text_encoder = PreparedText(model.text_encoder, form)
         self.vector_estimator = PreparedEstimator(model.vector_estimator, form)
-        self.vocoder = PreparedVocoder(model.vocoder, replace(form, is_long=True))
+        self.vocoder = PreparedVocoder(model.vocoder, long)
 
     def forward(self, batch: Batch, draw: Draw = draw_noise) -> tuple[Tensor, list[int]]:
         """Waveforms (B, N) and how many samples of each row are its own."""

@@ -201,7 +201,7 @@ class Limits:
     """
 
     rate: float
-    share: float = 0.9
+    share: float = 0.95
     margin_s: float = 0.3
     wait_s: float = 0.0
     long_wait_s: float = 0.0
