@@ -74,10 +74,7 @@ def synthesize_chunk(chunk: dict[str, Any]) -> None:
 
 
 class LoadEngine(bootsteps.Step):
-    """Worker bootstep: no consuming before the model stands, and a clear end if it does not.
-
-    Steps are all made before any of them, the pool too, creates what it is for.
-    """
+    """Worker bootstep: no consuming before the model stands, and a clear end if it does not."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
@@ -96,7 +93,10 @@ class LoadEngine(bootsteps.Step):
         reuse_large_buffers()
         client = connect(settings.redis_url)
         speaker = Speaker(engine, EventStore(client), settings)
-        speaker.pace.batches_at_once = worker.concurrency = engine.batches_at_once
+        speaker.pace.batches_at_once = engine.batches_at_once
+        # The pool's own step may be made before this one or after it, and copies the first of these
+        # to the second. Only when all steps are made the pool is.
+        worker.concurrency = worker.min_concurrency = engine.batches_at_once
         speaker.pace.measured = _time_batches(engine, speaker.pace)
         measure(speaker.throughput, engine)
         BatchingConsumer.speaker = speaker
