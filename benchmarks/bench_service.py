@@ -29,7 +29,7 @@ from benchmarks import bench_pipeline, queue_rows, traffic
 from benchmarks.measure import describe, json_line, machine, percentile, table
 from benchmarks.playback import continuity
 from benchmarks.service import Service, free_port
-from benchmarks.soak import soak
+from benchmarks.soak import RETENTION, soak
 from benchmarks.sse_client import Heard
 from benchmarks.traffic import MIXED, SHORT, Goal
 
@@ -318,7 +318,7 @@ def main() -> None:
 
 
 def run_soak(arguments: argparse.Namespace) -> dict[str, Any]:
-    with Service(**settings(arguments)) as service:
+    with Service(**settings(arguments), **RETENTION) as service:
         stage = Stage(service, arguments.engines[-1])
         stage.start(with_rival=False)
         return soak(service, stage.start_job, arguments.soak * 60)
