@@ -16,7 +16,7 @@ from benchmarks.traffic import MIXED, Goal
 from tasks.events import connect
 
 PER_S = 3.0
-# What is kept on purpose must stop growing long before the line begins, or it would be all one sees.
+# What is kept on purpose must stop growing long before the line begins, or one would see only that.
 RETENTION = {
     "SUPERTONIC_STREAM_TTL_S": "60",
     "SUPERTONIC_JOB_TTL_S": "120",
