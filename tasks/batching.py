@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from tasks.messages import Chunk, Kind
 from tasks.pace import Cost, Pace, work
 
-# Padding a batch to its longest row may cost at most this much more than the rows by themselves.
-PADDING_BOUND = 1.3
 # No batch is predicted to compute longer than this, unless a single chunk does: it is how long a
 # first chunk may find the device taken.
 BATCH_S = 0.25
@@ -24,6 +22,8 @@ BATCH_S = 0.25
 FIXED_TIMES = 4
 # Who would be late after one more batch counts as urgent.
 SOON_S = BATCH_S
+# With more than this waiting for each core, batches are filled up (`_most_ride_s`).
+PRESSURE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +79,51 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
     cost = limits.pace.cost
     bound = longest_s(cost)
     batch, passed = [first], set[str]()
-    seconds = longest = first.item.chunk.seconds
-    total_work = first.work
+    seconds, total_work = first.item.chunk.seconds, first.work
+    n_joined, ride_s, most_ride_s = 1, 0.0, _most_ride_s(candidates, limits)
     for one in others:
         chunk = one.item.chunk
-        if len(batch) == most:
+        if len(batch) == limits.max_batch:
             break
-        if first.is_urgent and (not one.is_urgent or one.is_low > first.is_low):
-            passed.add(chunk.job_id)
-        if chunk.job_id in passed:
-            continue
-        total = seconds + chunk.seconds
-        padded = max(longest, chunk.seconds) * (len(batch) + 1)
+        joins = _joins(first, one) and n_joined < most
+        own_s = 0.0 if joins else cost.s_per_row + cost.s_per_work * one.work
         if (
-            total > limits.max_seconds
-            or padded > PADDING_BOUND * total
+            chunk.job_id in passed
+            or not (joins or _may_ride(first, one))
+            or ride_s + own_s > most_ride_s
+            or seconds + chunk.seconds > limits.max_seconds
             or cost.seconds(len(batch) + 1, total_work + one.work) > bound
         ):
             passed.add(chunk.job_id)
             continue
         batch.append(one)
-        seconds, longest = total, max(longest, chunk.seconds)
-        total_work += one.work
+        seconds, total_work = seconds + chunk.seconds, total_work + one.work
+        n_joined, ride_s = n_joined + joins, ride_s + own_s
     return [one.item for one in batch]
+
+
+def _joins(first: _Candidate, one: _Candidate) -> bool:
+    """Whether it is what the batch is made for: no less urgent than the first, and as new."""
+    if first.is_urgent and (not one.is_urgent or one.is_low > first.is_low):
+        return False
+    return one.is_first or not first.is_first
+
+
+def _may_ride(first: _Candidate, one: _Candidate) -> bool:
+    """Whether it may come along because a batch begins anyway, and go without a beginning of its
+    own. The others wait for it, so all of these together take no longer than that beginning.
+    """
+    return not one.is_first and one.is_low <= first.is_low
+
+
+def _most_ride_s(candidates: Sequence[_Candidate], limits: Limits) -> float:
+    """How much longer a batch may take for those that ride: nothing, unless much is waiting. Only
+    then does a beginning saved help anybody.
+    """
+    pace, cost = limits.pace, limits.pace.cost
+    works = [one.work for one in candidates if not one.is_low]
+    waiting_s = cost.s_per_row * len(works) + cost.s_per_work * sum(works)
+    return cost.fixed_s if waiting_s > PRESSURE_S * pace.batches_at_once else 0.0
 
 
 def wait_until(waiting: Sequence[Waiting], now: float, limits: Limits) -> float:
