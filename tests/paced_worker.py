@@ -1,7 +1,8 @@
 """A speech worker of a known pace: ``celery -A tests.paced_worker worker``.
 
 Every utterance hums for as long as was estimated for its text and takes that long divided by
-PACE to make, whatever the machine does; so a test knows what the service can carry.
+PACE to make, whatever the machine does; so a test knows what the service can carry. AT_ONCE
+batches are made at the same time, each at that pace.
 """
 
 import os
@@ -23,6 +24,7 @@ class PacedEngine(NullEngine):
     fingerprint = "paced"
     # As on a CPU: a batch is no longer than the longest chunk.
     size_per_pass = 256
+    batches_at_once = int(os.environ.get("AT_ONCE", "1"))
 
     def synthesize(self, utterances: Sequence[Utterance], **how: object) -> list[Audio]:
         lengths = [estimate_seconds(row.text, row.language, row.speed) for row in utterances]

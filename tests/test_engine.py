@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,16 @@ def assert_rows_do_not_depend_on_each_other(engine: Engine, utterances: list[Utt
 
 def test_a_row_alone_equals_the_row_in_a_batch(tiny: Engine) -> None:
     assert_rows_do_not_depend_on_each_other(tiny, mixed_utterances(16, languages=tiny.languages))
+
+
+def test_threads_with_a_core_each_speak_as_if_they_were_alone(tiny: Engine) -> None:
+    batches = [mixed_utterances(5, languages=tiny.languages)[n:] for n in range(4)]
+    alone = [tiny.synthesize(batch, cores=1) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda batch: tiny.synthesize(batch, cores=1), batches * 3))
+    for audios, expected in zip(found, alone * 3, strict=True):
+        for audio, other in zip(audios, expected, strict=True):
+            assert np.array_equal(audio.samples, other.samples)
 
 
 def test_a_row_alone_equals_the_row_in_a_batch_in_full_size(full: Engine) -> None:

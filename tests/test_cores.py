@@ -1,0 +1,59 @@
+"""A worker speaks as many batches at once as its engine has cores; through real processes."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tasks.throughput import Throughput
+from tests.stack import Stack
+
+TEXT = "Number {} is one chunk of some three seconds."
+PACE = 10.0
+
+
+@pytest.fixture
+def cores(stack: Stack) -> Iterator[Stack]:
+    """Three batches at once, each of which makes ten seconds of sound per second."""
+    stack.env |= {"PACE": str(PACE), "AT_ONCE": "3", "SUPERTONIC_MAX_BATCH": "1"}
+    stack.env["SUPERTONIC_CACHE_MB"] = "0"
+    stack.start_redis()
+    stack.start_worker(app="tests.paced_worker")
+    stack.start_web()
+    stack.wait_ready()
+    yield stack
+
+
+def speak(stack: Stack, number: int) -> float:
+    """The seconds that it took."""
+    asked = time.monotonic()
+    body = {"text": TEXT.format(number), "seed": number}
+    answer = requests.post(f"{stack.url}/synthesize", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return time.monotonic() - asked
+
+
+def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
+    """Whichever step of the worker is made first: its order changes from start to start."""
+    for _ in range(3):
+        alone_s = speak(cores, 0)
+        with ThreadPoolExecutor(6) as pool:
+            taken_s = sorted(pool.map(lambda number: speak(cores, number), range(1, 7)))
+        # Six on three cores: three at once, and then three.
+        assert taken_s[2] < 1.6 * alone_s
+        assert 1.4 * alone_s < taken_s[5] < 2.8 * alone_s
+        cores.stop("worker")
+        cores.start_worker(app="tests.paced_worker")
+        cores.wait_ready()
+
+
+def test_batches_at_the_same_time_share_the_machine() -> None:
+    throughput = Throughput()
+    first = throughput.begin(10.0)
+    second = throughput.begin(11.0)  # beside it from here
+    assert throughput.end(15.0, first) == 1.0 + 2.0
+    assert throughput.end(16.0, second) == 2.0 + 1.0
+    third = throughput.begin(90.0)  # what was idle belongs to nobody
+    assert throughput.end(92.0, third) == 2.0
