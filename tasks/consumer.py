@@ -285,6 +285,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                     taken = {id(held) for held in chosen}
                     self.waiting = [held for held in self.waiting if id(held) not in taken]
                     self.speaking += 1
+                    # Before anybody else chooses, or two would take the turn of the long jobs.
+                    self.speaker.pace.took([held.item.chunk for held in chosen], now)
                     return chosen
                 start_at = wait_until([held.item for held in self.waiting], now, self.limits)
                 self._lock.wait(start_at - now)

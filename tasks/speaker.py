@@ -106,12 +106,11 @@ class Speaker:
             redis.RedisError: Redis stayed away; nothing may be acknowledged.
             EngineBroken: nothing can be spoken here any more; neither.
         """
-        chunks, taken_at = [item.chunk for item in batch], time.time()
+        taken_at = time.time()
         outcomes, work_s = [Outcome.SKIPPED] * len(batch), 0.0
         all_cores = self.engine.batches_at_once
         cores = min(cores or all_cores, all_cores)
         with self._noting:
-            self.pace.took(chunks, taken_at)
             mark = self.throughput.begin(time.perf_counter())
         try:
             with self._company.together():
@@ -127,7 +126,7 @@ class Speaker:
             with self._noting:
                 ended = time.perf_counter()
                 busy_s = self.throughput.end(ended, mark)
-                self.tally.end(chunks, busy_s)
+                self.tally.end([item.chunk for item in batch], busy_s)
         with self._noting:
             self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, busy_s)
             self.throughput.note_pressure(work_s, self.waiting_work_s(), ended)
