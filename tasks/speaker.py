@@ -29,7 +29,7 @@ from tasks.pace import Pace, work
 from tasks.settings import Settings
 from tasks.slicing import SlicePublisher
 from tasks.tally import Done, Tally
-from tasks.throughput import Throughput
+from tasks.throughput import Shares, Throughput
 
 if TYPE_CHECKING:
     from supertonic.engine import Audio, OnSlice, Utterance
@@ -92,7 +92,8 @@ class Speaker:
         self.tally = Tally()
         self.pace = Pace()
         self.throughput = Throughput()
-        self._noting = threading.Lock()  # of tally, pace and throughput
+        self._in_hand, self._in_engine = Shares(), Shares()  # of batches: seconds
+        self._noting = threading.Lock()  # of all five
         self._company = Company()
         self.is_stopping = False
         # The consumer knows whether chunks wait that are due, and how much work waits in all.
@@ -111,7 +112,7 @@ class Speaker:
         all_cores = self.engine.batches_at_once
         cores = min(cores or all_cores, all_cores)
         with self._noting:
-            mark = self.throughput.begin(time.perf_counter())
+            mark = self._in_hand.begin(time.perf_counter())
         try:
             with self._company.together():
                 rows, suspects = self._begin(batch, list(range(len(batch))), outcomes)
@@ -125,10 +126,10 @@ class Speaker:
         finally:
             with self._noting:
                 ended = time.perf_counter()
-                busy_s = self.throughput.end(ended, mark)
-                self.tally.end([item.chunk for item in batch], busy_s)
+                share_s = self._in_hand.end(ended, mark)
+                self.tally.end([item.chunk for item in batch])
         with self._noting:
-            self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, busy_s)
+            self.throughput.add(outcomes.count(Outcome.SPOKEN), work_s, share_s)
             self.throughput.note_pressure(work_s, self.waiting_work_s(), ended)
         return outcomes
 
@@ -180,8 +181,15 @@ class Speaker:
         """Speak rows together and publish them; the work that it was, in seconds."""
         batch_id = uuid.uuid4().hex[:12]
         started = time.perf_counter()
-        spoken = self._try(batch, rows, outcomes, cores)
-        busy_s = time.perf_counter() - started
+        with self._noting:
+            mark = self._in_engine.begin(started)
+        try:
+            spoken = self._try(batch, rows, outcomes, cores)
+        finally:
+            ended = time.perf_counter()
+            with self._noting:
+                share_s = self._in_engine.end(ended, mark)
+        busy_s = ended - started
         if not spoken:
             return 0.0
         if len(spoken) == len(rows) and cores == 1:  # else it holds what halving the batch took
@@ -206,7 +214,7 @@ class Speaker:
             for one in done:
                 self.pace.published(one.chunk, one.audio_s, published_at)
             self._learn_length(done[0])
-            self.tally.add(batch_id, done, busy_s)
+            self.tally.add(batch_id, done, busy_s, share_s)
         return sum(work(one.chunk, one.audio_s) for one in done)
 
     def _learn_length(self, done: Done) -> None:

@@ -53,13 +53,16 @@ class Tally:
         """Audio seconds made per busy second, 0 while nothing was measured."""
         return self.audio_s / self.busy_s if self.busy_s else 0.0
 
-    def end(self, batch: Sequence[Chunk], busy_s: float) -> None:
-        """These chunks are over and done with, after so much of the worker's time."""
-        self.busy_s += busy_s
+    def end(self, batch: Sequence[Chunk]) -> None:
+        """These chunks are over and done with."""
         self._sliced.difference_update(chunk.job_id for chunk in batch)
 
-    def add(self, batch_id: str, done: Sequence[Done], busy_s: float) -> None:
-        """Note a batch that has just been published and took the engine ``busy_s``."""
+    def add(
+        self, batch_id: str, done: Sequence[Done], busy_s: float, share_s: float | None = None
+    ) -> None:
+        """Note a batch that has just been published and took the engine ``busy_s``, of which
+        ``share_s`` are its own, where others were computed beside it.
+        """
         size, audio_s = len(done), sum(one.audio_s for one in done)
         queue_wait_s = sum(one.wait_s for one in done) / size
         # Moving means over about the last twenty batches, true means before that.
@@ -69,6 +72,7 @@ class Tally:
         self.batches += 1
         self.chunks += size
         self.audio_s += audio_s
+        self.busy_s += busy_s if share_s is None else share_s
         self._measure(done, audio_s, busy_s)
         if logger.isEnabledFor(logging.INFO):
             _log(batch_id, done, audio_s, busy_s)

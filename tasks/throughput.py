@@ -31,33 +31,39 @@ MOST = 1e6
 TEXT = "This sentence is spoken once before anybody asks, to find out how long that takes here."
 
 
+class Shares:
+    """Divides time among what runs at the same time."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._share_s = 0.0  # of one that had run since the beginning
+        self._seen_at = 0.0
+
+    def begin(self, now: float) -> float:
+        """One begins; a mark to be handed to ``end``."""
+        self._see(now)
+        self._running += 1
+        return self._share_s
+
+    def end(self, now: float, mark: float) -> float:
+        """It is over: its share of the seconds since then."""
+        self._see(now)
+        self._running -= 1
+        return self._share_s - mark
+
+    def _see(self, now: float) -> None:
+        if self._running:
+            self._share_s += (now - self._seen_at) / self._running
+        self._seen_at = now
+
+
 class Throughput:
     """Means of work and time by size of batch: 1, 2 to 3, 4 to 7 and so on."""
 
     def __init__(self) -> None:
-        self._running = 0
-        self._shares_s = 0.0  # what a batch would have taken that had run since the beginning
-        self._seen_at = 0.0
         self._sizes: dict[int, Mean] = {}
         self._pressed = Mean()
         self._pressed_since: float | None = None  # the end of the last batch
-
-    def begin(self, now: float) -> float:
-        """A batch is begun; a mark to be handed to ``end``."""
-        self._see(now)
-        self._running += 1
-        return self._shares_s
-
-    def end(self, now: float, mark: float) -> float:
-        """That batch is over: its share of the seconds since then."""
-        self._see(now)
-        self._running -= 1
-        return self._shares_s - mark
-
-    def _see(self, now: float) -> None:
-        if self._running:
-            self._shares_s += (now - self._seen_at) / self._running
-        self._seen_at = now
 
     def add(self, n_rows: int, work_s: float, busy_s: float, weight: int = 1) -> None:
         """Note a batch; ``weight`` of them, when it stands for more than one."""

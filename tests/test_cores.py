@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tasks.throughput import Throughput
+from tasks.throughput import Shares
 from tests.stack import Stack
 
 TEXT = "Number {} is one chunk of some three seconds."
@@ -50,10 +50,10 @@ def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
 
 
 def test_batches_at_the_same_time_share_the_machine() -> None:
-    throughput = Throughput()
-    first = throughput.begin(10.0)
-    second = throughput.begin(11.0)  # beside it from here
-    assert throughput.end(15.0, first) == 1.0 + 2.0
-    assert throughput.end(16.0, second) == 2.0 + 1.0
-    third = throughput.begin(90.0)  # what was idle belongs to nobody
-    assert throughput.end(92.0, third) == 2.0
+    shares = Shares()
+    first = shares.begin(10.0)
+    second = shares.begin(11.0)  # beside it from here
+    assert shares.end(15.0, first) == 1.0 + 2.0
+    assert shares.end(16.0, second) == 2.0 + 1.0
+    third = shares.begin(90.0)  # what was idle belongs to nobody
+    assert shares.end(92.0, third) == 2.0

@@ -180,8 +180,8 @@ def test_an_idle_server_takes_whatever_comes(store: EventStore) -> None:
 
 
 def test_who_would_make_an_admitted_stream_run_dry_is_refused(store: EventStore) -> None:
-    """All begin at once, so 4.5 s per second get two of them their second chunk in time."""
-    limits = Limits(rate=4.5, wait_s=10.0)
+    """All begin at once, so 4.2 s per second get two of them their second chunk in time."""
+    limits = Limits(rate=4.2, wait_s=10.0)
     lengths = [2.0] * 30
     assert [admit(store, a_stream(name, lengths), limits).reason for name in "abcd"] == [
         "",
@@ -192,7 +192,7 @@ def test_who_would_make_an_admitted_stream_run_dry_is_refused(store: EventStore)
 
 
 def test_a_short_text_fits_where_a_long_one_does_not(store: EventStore) -> None:
-    limits = Limits(rate=4.5, wait_s=10.0)
+    limits = Limits(rate=4.2, wait_s=10.0)
     for name in "ab":
         admit(store, a_stream(name, [2.0] * 30), limits)
     assert admit(store, a_stream("long", [2.0] * 30), limits).reason == "dry"

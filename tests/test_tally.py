@@ -73,7 +73,7 @@ def test_a_first_slice_is_the_first_sound_of_its_chunk() -> None:
     assert first.buckets[-1][1] == 2, "each job's first sound once"
     assert first.total == pytest.approx(5.2, abs=0.3)
     # When its batch is over, the next chunk of that name is measured again.
-    tally.end([sliced], 0.1)
+    tally.end([sliced])
     tally.add("b2", [Done(sliced, 3.0, 0.0)], 0.1)
     assert found(tally.meter, FIRST_PUBLISHED).buckets[-1][1] == 3
 
