@@ -31,7 +31,8 @@ TEXT = (
 )
 N_CHUNKS = len(split_text(TEXT, "en"))
 LIMIT_S = 300.0
-# A message on its way to the worker cannot be chosen yet; nor does one clock tick make an order.
+# A message on its way to the worker cannot be chosen yet. And when a batch was begun is known from
+# when it was published, which takes a moment; batches are begun on several cores.
 TRANSIT_S = 0.02
 
 
@@ -111,7 +112,7 @@ def overtaken(chunks: list[Spoken]) -> int:
     """How many first chunks were waiting at the worker while a later chunk was begun."""
     later = [chunk.begun_at for chunk in chunks if chunk.index > 0]
     return sum(
-        any(first.sent_at + TRANSIT_S < begun_at < first.begun_at - 0.001 for begun_at in later)
+        any(first.sent_at + TRANSIT_S < begun_at < first.begun_at - TRANSIT_S for begun_at in later)
         for first in chunks
         if first.index == 0
     )

@@ -80,7 +80,7 @@ def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting
     bound = longest_s(cost)
     batch, passed = [first], set[str]()
     seconds, total_work = first.item.chunk.seconds, first.work
-    n_joined, ride_s, most_ride_s = 1, 0.0, _most_ride_s(candidates, limits)
+    n_joined, ride_s, most_ride_s = 1, 0.0, _most_ride_s(candidates, most, limits)
     for one in others:
         chunk = one.item.chunk
         if len(batch) == limits.max_batch:
@@ -116,11 +116,14 @@ def _may_ride(first: _Candidate, one: _Candidate) -> bool:
     return not one.is_first and one.is_low <= first.is_low
 
 
-def _most_ride_s(candidates: Sequence[_Candidate], limits: Limits) -> float:
+def _most_ride_s(candidates: Sequence[_Candidate], most: int, limits: Limits) -> float:
     """How much longer a batch may take for those that ride: nothing, unless much is waiting. Only
-    then does a beginning saved help anybody.
+    then does a beginning saved help anybody. And nothing while more wait for their first sound than
+    this batch takes.
     """
     pace, cost = limits.pace, limits.pace.cost
+    if sum(one.is_first for one in candidates) > most:
+        return 0.0
     works = [one.work for one in candidates if not one.is_low]
     waiting_s = cost.s_per_row * len(works) + cost.s_per_work * sum(works)
     return cost.fixed_s if waiting_s > PRESSURE_S * pace.batches_at_once else 0.0

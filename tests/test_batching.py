@@ -220,9 +220,9 @@ def test_a_first_chunk_takes_others_along_only_while_much_is_waiting() -> None:
     assert pace.cost.of([6.0] * 60) < 2 * PRESSURE_S < pace.cost.of([6.0] * 70)
     assert take([first, *later[:60]], NOW, bounds) == [first]
     assert take([first, *later[:70]], NOW, bounds) == [first, later[69]]
-    # Other first chunks do not ride, they would lose more than they save.
+    # Where more are waiting for their first sound, nobody else rides.
     burst = [chunk(1000 + n, 0, NOW, 2.0) for n in range(8)]
-    assert len(take([*burst, *later], NOW, bounds)) == 3 + 1
+    assert take([*burst, *later], NOW, bounds) == burst[:3]
 
 
 def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at_most() -> None:
