@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 PART = 128  # frames in one product on a CPU, at the published size; see `Form.parts`
 FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
+SIZES = 16  # of one product on a CPU; see `Form.filled`
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,26 @@ class Form:
         if self.device.type != "cpu" or n <= most:
             return [slice(0, n)]
         count = -(-n // most)
-        return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+        each = self.filled(-(-n // count))
+        return [slice(start, min(n, start + each)) for start in range(0, n, each)]
+
+    def filled(self, n: int) -> int:
+        """N frames and as many more as make it one of few sizes.
+
+        oneDNN builds a product anew for each size, which takes half a millisecond, and keeps some
+        300 KB for it: a worker that had met all sizes would hold gigabytes.
+        """
+        if not self.packs_weights:
+            return n
+        if self.is_exact_by_row:
+            n = max(n, FEWEST)
+        step = self.most_frames // SIZES
+        return -(-n // step) * step
+
+    def fill(self, x: Tensor) -> Tensor:
+        """(N, C) with zeros behind it, up to such a size."""
+        n = self.filled(len(x)) - len(x)
+        return F.pad(x, (0, 0, 0, n)) if n else x
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -107,9 +127,7 @@ class Dense:
         return torch.cat([self._part(x[p], None if plus is None else plus[p]) for p in parts])
 
     def _part(self, x: Tensor, plus: Tensor | None) -> Tensor:
-        n, x = len(x), x.to(self.form.dtype)
-        if n < FEWEST and self.form.is_exact_by_row:
-            x = F.pad(x, (0, 0, 0, FEWEST - n))
+        n, x = len(x), self.form.fill(x.to(self.form.dtype))
         y = self._packed(x, plus) if self.form.packs_weights else self._plain(x)
         y = y[:n]
         if self.activation != "none":
@@ -126,7 +144,7 @@ class Dense:
     def _packed(self, x: Tensor, plus: Tensor | None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
         if plus is not None and self._fuses(plus):
-            return product.binary(x, plus, self.weight, self.bias, "add")
+            return product.binary(x, self.form.fill(plus), self.weight, self.bias, "add")
         scalars = [self.slope] if self.activation == "leaky_relu" else []
         algorithm = "none" if self.activation == "gelu" else ""  # not the tanh approximation
         return product(x, self.weight, self.bias, self.activation, scalars, algorithm)
@@ -288,6 +306,9 @@ class Depthwise:
         return y if keep is None else y.index_select(0, keep)
 
     def _packed(self, x: Tensor) -> Tensor:
+        # Few sizes here too: at most an eighth more, of a small part of the work.
+        n, step = len(x), 1 << max(0, len(x).bit_length() - 4)
+        x = F.pad(x, (0, 0, 0, -n % step))
         convolve = torch.ops.mkldnn._convolution_pointwise
         y = convolve(
             x.T[None, :, None],
@@ -297,7 +318,7 @@ class Depthwise:
             x.shape[1],
             *("none", [], ""),
         )
-        return y[0, :, 0].T
+        return y[0, :, 0].T[: n - self.left - self.right]
 
     def _plain(self, x: Tensor) -> Tensor:
         y = x.new_empty(len(x) - self.left - self.right, x.shape[1])
@@ -358,7 +379,8 @@ class ConvNeXtBlock:
         return mixed
 
     def _mix(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.down(self.up(self.norm(y)), plus=x)
+        n, fill = len(x), self.form.fill
+        return self.down(self.up(self.norm(fill(y))), plus=fill(x))[:n]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
