@@ -82,6 +82,19 @@ def test_the_load_benchmark_starts_engines_and_workers(tmp_path: Path) -> None:
         assert 0 < cell["memory_per_weights"] and 0 < cell["worker_mb"]
 
 
+def test_the_lengths_benchmark_tells_what_stays_in_memory() -> None:
+    rows = run("bench_lengths")["rows"]
+    assert [row["lengths"] for row in rows] == [
+        "before",
+        "new",
+        "new, again",
+        "others",
+        "others, again",
+    ]
+    assert all(row["rss_mb"] > 50 for row in rows)
+    assert all(row["audio_s_per_s"] > 0 for row in rows[1:])
+
+
 def test_the_slices_benchmark_compares_with_and_without() -> None:
     result = run("bench_slices")
     assert result["failed"] == 0 and len(result["cells"]) == 3

@@ -19,7 +19,7 @@ from supertonic.engine import (
     usable_cores,
 )
 from supertonic.errors import ConfigError
-from supertonic.kernels import Rows
+from supertonic.kernels import FEWEST, PART, SIZES, Form, Rows
 from supertonic.layers import Span
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import Prepared, prepare, slice_ends
@@ -354,3 +354,24 @@ def test_a_process_bound_to_one_processor_uses_one_thread() -> None:
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, usual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("most", [PART, 2 * PART, 5 * PART])
+def test_products_come_in_few_sizes_whatever_the_lengths(dtype: torch.dtype, most: int) -> None:
+    """oneDNN keeps kernels for each of them."""
+    form = Form(torch.device("cpu"), dtype, most_frames=most)
+    if not form.packs_weights:
+        pytest.skip("this build of PyTorch has no oneDNN")
+    sizes = set()
+    for n in range(1, 3000):
+        parts = form.parts(n)
+        assert [at for part in parts for at in range(n)[part]] == list(range(n))
+        own = {form.filled(len(range(n)[part])) for part in parts}
+        assert max(own) <= most and (dtype == torch.float32 or min(own) >= FEWEST)
+        sizes |= own
+        x = torch.ones(n, 1)
+        if n < 300:
+            filled = form.fill(x)
+            assert len(filled) == form.filled(n) and filled.sum() == n
+    assert len(sizes) <= SIZES
