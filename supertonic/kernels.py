@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 PART = 128  # frames in one product on a CPU, at the published size; see `Form.parts`
 FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
-SIZES = 16  # of one product on a CPU; see `Form.filled`
+SIZES = 32  # of one product on a CPU; see `Form.filled`
 
 
 @dataclass(frozen=True)
