@@ -192,7 +192,8 @@ class Speaker:
         busy_s = ended - started
         if not spoken:
             return 0.0
-        if len(spoken) == len(rows) and cores == 1:  # else it holds what halving the batch took
+        # Else it holds what halving the batch took, or is quicker than one core.
+        if len(spoken) == len(rows) and cores == 1:
             with self._noting:
                 self.pace.learn([batch[row].chunk for row in rows], busy_s)
         waits = [max(0.0, taken_at - batch[row].chunk.sent_at) for row, _ in spoken]

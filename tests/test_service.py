@@ -178,7 +178,7 @@ def test_a_websocket_cancels_and_speaks_again(server: Stack) -> None:
     ws.close()
 
 
-def test_a_hundred_streams_complete_and_no_second_chunk_is_begun_before_a_first_one(
+def test_a_hundred_streams_complete_and_first_chunks_come_before_second_ones(
     server: Stack,
 ) -> None:
     """The burst is sent while the worker is held, so that who goes first is its choice alone."""
@@ -202,7 +202,11 @@ def test_a_hundred_streams_complete_and_no_second_chunk_is_begun_before_a_first_
     assert all(events[-1].event == "done" for events in streams)
     job_ids = [events[0].data["job_id"] for events in streams]
     store = EventStore(server.redis)
-    assert overtaken([chunk for job_id in job_ids for chunk in history(store, job_id)]) == 0
+    chunks = [chunk for job_id in job_ids for chunk in history(store, job_id)]
+    assert overtaken(chunks) == 0
+    # The last first chunks have company on another core, but fuller batches take longer.
+    later = min(chunk.published_at for chunk in chunks if chunk.index > 0)
+    assert all(chunk.published_at <= later for chunk in chunks if chunk.index == 0)
 
 
 def test_batch_limits_reach_the_running_worker(server: Stack) -> None:
