@@ -80,7 +80,7 @@ class Worker:
     pace: Pace
     limits: Limits
     held: list[Waiting] = field(default_factory=list)
-    batches: int = 0  # being computed now
+    batches: list[list[Chunk]] = field(default_factory=list)  # being computed now
     wakes_at: float = math.inf
     credit: dict[Urgency, int] = field(
         default_factory=lambda: {
@@ -92,7 +92,11 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
-        return self.batches == self.pace.batches_at_once
+        return len(self.batches) == self.pace.batches_at_once
+
+    @property
+    def beside(self) -> list[Chunk]:
+        return [chunk for batch in self.batches for chunk in batch]
 
 
 @dataclass(frozen=True)
@@ -225,17 +229,18 @@ class Simulation:
             pass
 
     def start(self, worker: Worker, now: float) -> bool:
-        batch = take(worker.held, now, worker.limits)
+        batch = take(worker.held, now, worker.limits, worker.beside)
         if not batch:
-            at = wait_until(worker.held, now, worker.limits)
+            at = wait_until(worker.held, now, worker.limits, worker.beside)
             if at < worker.wakes_at or worker.wakes_at <= now:
                 worker.wakes_at = at
                 self.when(at, lambda then: self.start_all(worker, then))
             return False
         taken = {id(item) for item in batch}
         worker.held = [item for item in worker.held if id(item) not in taken]
-        worker.batches, worker.wakes_at = worker.batches + 1, math.inf
         chunks = [item.chunk for item in batch]
+        worker.batches.append(chunks)
+        worker.wakes_at = math.inf
         worker.pace.took(chunks, now)
         real = [chunk.seconds * self.dice.lognormvariate(0.0, 0.15) for chunk in chunks]
         works = [work(replace(chunk, seconds=s)) for chunk, s in zip(chunks, real, strict=True)]
@@ -247,7 +252,7 @@ class Simulation:
     def finish(
         self, worker: Worker, chunks: list[Chunk], real: list[float], busy_s: float, now: float
     ) -> None:
-        worker.batches -= 1
+        worker.batches = [batch for batch in worker.batches if batch is not chunks]
         worker.pace.learn(chunks, busy_s)
         for chunk, seconds in zip(chunks, real, strict=True):
             worker.credit[chunk.urgency] += 1

@@ -24,6 +24,8 @@ FIXED_TIMES = 4
 SOON_S = BATCH_S
 # With more than this waiting for each core, batches are filled up (`_most_ride_s`).
 PRESSURE_S = 1.0
+# With more than that due within this time, no core is spared for another's sake (`_give_way`).
+AHEAD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,12 @@ class _Candidate:
     due: float
     work: float
     is_low: bool
+    urgent_at: float
     is_urgent: bool
 
     @property
     def is_first(self) -> bool:
-        """Somebody hears nothing yet."""
-        return self.item.chunk.index == 0 and not self.is_low
+        return _is_first(self.item.chunk)
 
     @property
     def order(self) -> tuple[float, float, int, str]:
@@ -65,16 +67,20 @@ class _Candidate:
         return (self.due, self.item.arrived, chunk.index, chunk.job_id)
 
 
-def take(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[Waiting]:
+def take(
+    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Chunk] = ()
+) -> list[Waiting]:
     """Choose the next batch, or nothing if waiting a little may find company.
 
     The most urgent chunk always goes. Others join in order of urgency while the batch stays within
-    its limits, and no chunk goes before an earlier one of its job.
+    its limits, and no chunk goes before an earlier one of its job. ``beside`` are the chunks that
+    other cores speak meanwhile: what is not urgent may have to wait for them (`_give_way`).
     """
     candidates = _candidates(waiting, now, limits)
-    if not candidates or _start_at(candidates, now, limits) > now:
+    going = _give_way(candidates, now, limits, beside)
+    if not going or _start_at(going, now, limits) > now:
         return []
-    first, *others = sorted(candidates, key=lambda one: one.order)
+    first, *others = sorted(going, key=lambda one: one.order)
     most = _most_rows([first, *others], limits)
     cost = limits.pace.cost
     bound = longest_s(cost)
@@ -121,28 +127,59 @@ def _most_ride_s(candidates: Sequence[_Candidate], most: int, limits: Limits) ->
     then does a beginning saved help anybody. And nothing while more wait for their first sound than
     this batch takes.
     """
-    pace, cost = limits.pace, limits.pace.cost
     if sum(one.is_first for one in candidates) > most:
         return 0.0
+    return limits.pace.cost.fixed_s if _is_much(candidates, limits) else 0.0
+
+
+def _is_much(candidates: Sequence[_Candidate], limits: Limits) -> bool:
+    """Whether it is so much that throughput is what everybody needs most."""
+    pace, cost = limits.pace, limits.pace.cost
     works = [one.work for one in candidates if not one.is_low]
     waiting_s = cost.s_per_row * len(works) + cost.s_per_work * sum(works)
-    return cost.fixed_s if waiting_s > PRESSURE_S * pace.batches_at_once else 0.0
+    return waiting_s > PRESSURE_S * pace.batches_at_once
 
 
-def wait_until(waiting: Sequence[Waiting], now: float, limits: Limits) -> float:
-    """When the batch should start: ``now``, or a few milliseconds after the oldest arrival.
+def _give_way(
+    candidates: Sequence[_Candidate], now: float, limits: Limits, beside: Sequence[Chunk]
+) -> Sequence[_Candidate]:
+    """Those that may go now. Cores share memory and caches, so a batch on one slows the others. For
+    a first chunk somebody waits in silence; what is wanted later lets it finish, unless there is so
+    much of it that no core can be spared.
+    """
+    if not any(map(_is_first, beside)):
+        return candidates
+    if _is_much([one for one in candidates if one.due <= now + AHEAD_S], limits):
+        return candidates
+    return [one for one in candidates if one.is_first or one.is_urgent]
+
+
+def _is_first(chunk: Chunk) -> bool:
+    """Somebody hears nothing yet."""
+    return chunk.index == 0 and chunk.kind is not Kind.LONG
+
+
+def wait_until(
+    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Chunk] = ()
+) -> float:
+    """When the batch should start: ``now``, or a few milliseconds after the oldest arrival; or when
+    the first of those that give way may wait no longer. If ``beside`` ends before, ask again.
 
     One chunk that is due goes at once: nothing says that company is near. Two or more mean that
     listeners are arriving right now, and a short wait then fills the batch. Chunks that are not
     due wait too: the first chunk of their own request may be on the other lane, a moment behind
     them, and would otherwise have to wait for a whole batch.
     """
-    return _start_at(_candidates(waiting, now, limits), now, limits)
+    candidates = _candidates(waiting, now, limits)
+    going = _give_way(candidates, now, limits, beside)
+    if not going:
+        return min((one.urgent_at for one in candidates), default=math.inf)
+    return _start_at(going, now, limits)
 
 
 def _start_at(candidates: Sequence[_Candidate], now: float, limits: Limits) -> float:
     due = [one for one in candidates if one.due <= now]
-    if not candidates or len(candidates) >= limits.max_batch or len(due) == 1:
+    if len(candidates) >= limits.max_batch or len(due) == 1:
         return now
     return max(now, min(one.item.arrived for one in due or candidates) + limits.max_wait_s)
 
@@ -160,12 +197,13 @@ def _candidates(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[
         its_work = work(chunk)
         if is_low:
             # Its turn, or whatever listeners leave over.
-            is_urgent = pace.low_due <= now
-            due = pace.low_due if is_urgent else math.inf
+            urgent_at = pace.low_due
+            due = pace.low_due if urgent_at <= now else math.inf
         else:
             due = chunk.due + pace.delay(chunk)
-            is_urgent = due - cost.of([its_work]) <= now + SOON_S
-        candidates.append(_Candidate(item, due, its_work, is_low, is_urgent))
+            urgent_at = due - cost.of([its_work]) - SOON_S
+        is_urgent = urgent_at <= now
+        candidates.append(_Candidate(item, due, its_work, is_low, urgent_at, is_urgent))
     return candidates
 
 

@@ -88,7 +88,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.waiting: list[Held] = []
         self.reports: deque[Report] = deque()
         self.pulling = 0  # pool threads at work
-        self.speaking = 0  # those of them that speak a batch
+        self.speaking: dict[int, list[Chunk]] = {}  # by thread, what is being spoken
         self.is_stopping = False
         self._lock = threading.Condition()
         self._lanes: list[Consumer] = []
@@ -241,8 +241,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
     def _pull(self) -> None:
         """Speak batches until nothing waits."""
         while batch := self._next_batch():
-            # With nobody beside it and nobody behind it, a batch may have all cores.
-            cores = None if self.speaking == 1 and not self.waiting else 1
+            cores = None if self._is_alone() else 1
             started = time.monotonic()
             self._report(Report(batch, None, started))
             audio_s = sum(held.item.chunk.seconds for held in batch)
@@ -266,7 +265,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
             finally:
                 self._watchdog.end()
                 with self._lock:
-                    self.speaking -= 1
+                    del self.speaking[threading.get_ident()]
+                    # Some may have let this batch finish first.
+                    self._lock.notify_all()
         if not self.is_stopping:
             self.speaker.idle()
 
@@ -278,21 +279,34 @@ class BatchingConsumer(bootsteps.StartStopStep):
         with self._lock:
             while self.waiting and not self.is_stopping:
                 now = time.time()
+                beside = [chunk for batch in self.speaking.values() for chunk in batch]
                 items = {id(held.item): held for held in self.waiting}
-                batch = take([held.item for held in self.waiting], now, self.limits)
+                batch = take([held.item for held in self.waiting], now, self.limits, beside)
                 if batch:
                     chosen = [items[id(item)] for item in batch]
                     taken = {id(held) for held in chosen}
                     self.waiting = [held for held in self.waiting if id(held) not in taken]
-                    self.speaking += 1
+                    chunks = [item.chunk for item in batch]
+                    self.speaking[threading.get_ident()] = chunks
                     # Before anybody else chooses, or two would take the turn of the long jobs.
-                    self.speaker.pace.took([held.item.chunk for held in chosen], now)
+                    self.speaker.pace.took(chunks, now)
                     return chosen
-                start_at = wait_until([held.item for held in self.waiting], now, self.limits)
-                self._lock.wait(start_at - now)
+                waiting = [held.item for held in self.waiting]
+                self._lock.wait(wait_until(waiting, now, self.limits, beside) - now)
             self.pulling -= 1
             self._lock.notify_all()
             return []
+
+    def _is_alone(self) -> bool:
+        """Whether this thread's batch may have all cores: nobody is beside it, and nobody else
+        goes before it is done.
+        """
+        with self._lock:
+            if len(self.speaking) > 1:
+                return False
+            chunks, now = self.speaking[threading.get_ident()], time.time()
+            next_at = wait_until([held.item for held in self.waiting], now, self.limits, chunks)
+        return next_at > now + self.limits.pace.cost.of([work(chunk) for chunk in chunks])
 
     def _is_crowded(self) -> bool:
         """Whether chunks wait that somebody needs now."""

@@ -6,7 +6,7 @@ import random
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.batching import BATCH_S, PRESSURE_S, SOON_S, Limits, Waiting, take, wait_until
+from tasks.batching import AHEAD_S, BATCH_S, PRESSURE_S, SOON_S, Limits, Waiting, take, wait_until
 from tasks.messages import Kind
 from tasks.pace import LOW_SHARE, Cost, Pace, work
 from tests.examples import a_chunk, waiting_chunk
@@ -223,6 +223,60 @@ def test_a_first_chunk_takes_others_along_only_while_much_is_waiting() -> None:
     # Where more are waiting for their first sound, nobody else rides.
     burst = [chunk(1000 + n, 0, NOW, 2.0) for n in range(8)]
     assert take([*burst, *later], NOW, bounds) == burst[:3]
+
+
+@given(some, some, limits)
+def test_whoever_hears_nothing_yet_or_is_soon_due_lets_nobody_finish(
+    waiting: list, beside: list, bounds: Limits
+) -> None:
+    chunks = [item.chunk for item in beside]
+    cost, low_due = bounds.pace.cost, bounds.pace.low_due
+    start_at = wait_until(waiting, NOW, bounds, chunks)
+    assert (start_at > NOW) == (not take(waiting, NOW, bounds, chunks))
+    latest = max(NOW, max(item.arrived for item in waiting) + bounds.max_wait_s)
+    for item in waiting:
+        chunk = item.chunk
+        urgent_at = chunk.due - cost.of([work(chunk)]) - SOON_S
+        if chunk.kind is Kind.LONG:
+            assert start_at <= max(latest, low_due)
+        else:
+            assert start_at <= max(latest, urgent_at if chunk.index else NOW)
+    if not any(chunk.index == 0 and chunk.kind is not Kind.LONG for chunk in chunks):
+        assert start_at == start_of(waiting, bounds)
+
+
+def test_a_second_chunk_lets_the_first_one_finish_on_the_other_core() -> None:
+    """It is wanted when the first one has been heard; until shortly before it leaves memory and
+    caches to it, unless there is so much to do within the next seconds that both cores are needed.
+    """
+    pace = Pace(measured=Cost(fixed_s=0.02, s_per_row=0.01, s_per_work=0.01), batches_at_once=2)
+    bounds = Limits(32, 160.0, 0.005, pace)
+    first = a_chunk("a", index=0, due=NOW, seconds=2.0)
+    second = waiting_chunk("a", 1, due=NOW + 2.0, seconds=5.0, steps=2, arrived=NOW - 1)
+    last = waiting_chunk("a", 2, due=NOW + 7.0, seconds=15.0, steps=2, arrived=NOW - 1)
+    mine = [second, last]
+    assert take(mine, NOW, bounds) == mine
+    assert take(mine, NOW, bounds, [first]) == []
+    urgent_at = NOW + 2.0 - 0.08 - SOON_S
+    assert math.isclose(wait_until(mine, NOW, bounds, [first]), urgent_at)
+    assert take(mine, urgent_at + 0.001, bounds, [first]) == [second]
+    assert take(mine, NOW, bounds, [second.chunk]) == mine
+    # Whoever hears nothing yet does not wait, nor does a long job whose turn it is.
+    other = waiting_chunk("b", 0, due=NOW, seconds=2.0, steps=2)
+    assert take([*mine, other], NOW, bounds, [first]) == [other]
+    book = waiting_chunk("book", 0, kind=Kind.LONG, seconds=20.0)
+    assert take([*mine, book], NOW, bounds, [first]) == [book]
+    pace.low_due = NOW + 1
+    assert take([*mine, book], NOW, bounds, [first]) == []
+
+    # 14 · (0.01 + 0.15) s
+    def crowd(size: int, due: float) -> list[Waiting]:
+        later = {"due": due, "seconds": 15.0, "steps": 2, "arrived": NOW - 1}
+        return [waiting_chunk(f"{n}", 2, **later) for n in range(size)]
+
+    assert take(crowd(12, NOW + AHEAD_S - 1), NOW, bounds, [first]) == []
+    assert take(crowd(14, NOW + AHEAD_S - 1), NOW, bounds, [first])
+    assert take(crowd(30, NOW + AHEAD_S + 1), NOW, bounds, [first]) == []
 
 
 def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at_most() -> None:

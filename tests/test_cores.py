@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from benchmarks.bench_streams import history
+from tasks.events import EventStore
 from tasks.throughput import Shares
 from tests.stack import Stack
 
@@ -47,6 +49,23 @@ def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
         cores.stop("worker")
         cores.start_worker(app="tests.paced_worker")
         cores.wait_ready()
+
+
+def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
+    """Though two more could be spoken beside it: it is wanted two seconds later."""
+    text = "Well, this is the first of three. " + "It goes on for a while, as texts do. " * 12
+    with cores.stream({"text": text, "resumable": True}) as answer:
+        job_id = answer.headers["X-Job-Id"]
+        assert b"event: done" in answer.content
+    chunks = history(EventStore(cores.redis), job_id)
+    assert len(chunks) >= 3
+    first, *later = sorted(chunks, key=lambda chunk: chunk.index)
+    took_s = first.published_at - first.begun_at
+    assert took_s > 0.15
+    begun_s = [chunk.begun_at - first.published_at for chunk in later]
+    assert -0.1 * took_s < min(begun_s) < 0.1
+    # These are not in each other's way: one is not urgent, but neither is the other.
+    assert sorted(begun_s)[1] < 0.1
 
 
 def test_batches_at_the_same_time_share_the_machine() -> None:
