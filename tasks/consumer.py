@@ -91,7 +91,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.speaking: dict[int, list[Chunk]] = {}  # by thread, what is being spoken
         self.is_stopping = False
         self._lock = threading.Condition()
-        self._lanes: list[Consumer] = []
+        self.lanes: list[Consumer] = []
         self._over = JobsOver(self.speaker.store.redis, self._drop)
         self._watchdog = Watchdog(self.batch_limit_s, self._hand_back)
         guard(consumer, self._refuse)
@@ -114,7 +114,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 accept=consumer.app.conf.accept_content,
             )
             lane.consume()
-            self._lanes.append(lane)
+            self.lanes.append(lane)
             if name == "high" and isinstance(channel, Channel):
                 # No later chunk comes to hand before the first chunk of its own request.
                 consumer.task_consumer.channel.ahead = channel
@@ -134,7 +134,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
             self._forget_waiting()
         else:
             self._finish()
-        lanes, self._lanes = self._lanes, []
+        lanes, self.lanes = self.lanes, []
         for lane in lanes:
             try:
                 lane.cancel()
@@ -378,7 +378,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 channel.flush()
 
     def _channels(self) -> list[Any]:
-        consumers = [self.consumer.task_consumer, *self._lanes]
+        consumers = [self.consumer.task_consumer, *self.lanes]
         return [consumer.channel for consumer in consumers if consumer and consumer.channel]
 
     def _tick(self) -> None:

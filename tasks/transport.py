@@ -318,7 +318,7 @@ class Poller(stock.MultiChannelPoller):
 
 
 class Transport(stock.Transport):
-    """For ``broker_transport``; the URL stays ``redis://``."""
+    """What ``redis`` in a broker's URL means here (celeryconfig.py)."""
 
     Channel = Channel
 

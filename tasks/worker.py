@@ -14,6 +14,7 @@ from typing import Any
 import redis
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
+from celery.worker.control import inspect_command
 from kombu.exceptions import OperationalError
 
 from supertonic.errors import SupertonicError
@@ -104,6 +105,14 @@ class LoadEngine(bootsteps.Step):
         BatchingConsumer.batch_limit_s = settings.batch_limit_s
         BatchingConsumer.on_tick = staticmethod(_Announcer(engine, WorkerRecords(client)))
         BatchingConsumer.on_long_jobs = staticmethod(_advance_jobs)
+
+
+@inspect_command()
+def active_queues(state: Any) -> list[dict[str, Any]]:
+    """Celery's own knows one consumer; Flower shows the lengths of what is answered here."""
+    consumer = state.consumer
+    consumers = [consumer.task_consumer, *consumer.batching.lanes]
+    return [queue.as_dict(recurse=True) for one in consumers for queue in one.queues]
 
 
 app.steps["worker"].add(LoadEngine)

@@ -31,6 +31,7 @@ from supertonic.layers import Span
 from supertonic.voices import VOICES
 from supertonic.weights import save_weights
 from tests.random_weights import random_model, random_style
+from tests.stack import redis_binary, wait_for
 
 SMALL = ModelConfig(
     n_style=6,
@@ -239,6 +240,20 @@ def test_redis_is_recognised_by_its_answer_to_a_ping(
     assert asked == [b"PING\r\n"]
     assert verdict.level is level and words in verdict.sentence
     assert "secret" not in verdict.sentence
+
+
+def test_a_redis_behind_a_unix_socket_is_asked_as_well(tmp_path: Path) -> None:
+    at = tmp_path / "redis.sock"
+    assert redis_answers(f"unix://{at}").level is Level.WARN
+    process = subprocess.Popen([redis_binary(), "--port", "0", "--unixsocket", at, "--save", ""])
+    try:
+        verdict = wait_for(
+            lambda: redis_answers(f"unix://{at}?db=1") if at.exists() else None, 10, "a socket"
+        )
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert verdict.level is Level.OK and f"answers at {at}" in verdict.sentence
 
 
 def test_no_redis_is_a_warning() -> None:

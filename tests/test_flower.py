@@ -1,4 +1,7 @@
-"""Flower sees the workers and every chunk: received, started, succeeded, failed, revoked."""
+"""Flower sees the workers and every chunk: received, started, succeeded, failed, revoked.
+
+Redis is behind a Unix socket here, as with ``make run``.
+"""
 
 import sys
 
@@ -12,7 +15,9 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     address = f"http://127.0.0.1:{port}"
     # Its API answers without a password only when asked to; compose puts one in front.
     stack.env |= {"FLOWER_UNAUTHENTICATED_API": "true"}
-    stack.start_redis()
+    at = f"{stack.folder}/redis.sock"
+    stack.env["SUPERTONIC_REDIS_URL"] = f"unix://{at}?db=0"
+    stack.start_redis("--unixsocket", at, "--save", "")
     stack.start_web()
     stack.start_worker(app="tests.faulty_worker")
     stack.start("flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}")
@@ -40,6 +45,10 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     assert spoken["worker"] == "worker@test"
     failed = wait_for(lambda: whole("FAILURE"), 20, "a task that failed")
     assert failed["received"] <= failed["started"] <= failed["failed"]
+
+    # How long the queues are it has to ask Redis itself.
+    queues = requests.get(f"{address}/api/queues/length").json()["active_queues"]
+    assert {one["name"] for one in queues} >= {"high", "normal", "low"}
 
     with stack.stream({"text": "\n\n".join(f"Paragraph {n}." for n in range(300))}):
         pass  # and gone

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 import requests
 
 from tests.stack import free_port, wait_for
@@ -101,6 +103,18 @@ def test_the_log_of_every_process_is_shown_under_its_name(service: Launch) -> No
         line.split(" | ")[0].strip() for line in service.output().splitlines() if " | " in line
     }
     assert shown == {"redis", "worker", "files", "web"}
+
+
+def test_redis_is_reached_by_nobody_else(service: Launch) -> None:
+    """It has no port, and lies where only its own user may enter."""
+    environ = Path(f"/proc/{service.pid_of('web')}/environ").read_text().split("\0")
+    (url,) = [one.partition("=")[2] for one in environ if one.startswith("SUPERTONIC_REDIS_URL=")]
+    assert f"Redis is at {url}" in service.output()
+    with redis.Redis.from_url(url) as client:
+        assert client.config_get("port") == {"port": "0"}
+    at = Path(urlsplit(url).path)
+    assert at.is_socket() and at.stat().st_mode & 0o077 == 0
+    assert at.parent.stat().st_mode & 0o077 == 0
 
 
 def test_a_killed_worker_comes_back_while_the_rest_goes_on(service: Launch) -> None:
