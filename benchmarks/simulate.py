@@ -94,10 +94,6 @@ class Worker:
     def is_busy(self) -> bool:
         return len(self.batches) == self.pace.batches_at_once
 
-    @property
-    def beside(self) -> list[Chunk]:
-        return [chunk for batch in self.batches for chunk in batch]
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -229,9 +225,9 @@ class Simulation:
             pass
 
     def start(self, worker: Worker, now: float) -> bool:
-        batch = take(worker.held, now, worker.limits, worker.beside)
+        batch = take(worker.held, now, worker.limits, worker.batches)
         if not batch:
-            at = wait_until(worker.held, now, worker.limits, worker.beside)
+            at = wait_until(worker.held, now, worker.limits, worker.batches)
             if at < worker.wakes_at or worker.wakes_at <= now:
                 worker.wakes_at = at
                 self.when(at, lambda then: self.start_all(worker, then))

@@ -68,13 +68,13 @@ class _Candidate:
 
 
 def take(
-    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Chunk] = ()
+    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Sequence[Chunk]] = ()
 ) -> list[Waiting]:
     """Choose the next batch, or nothing if waiting a little may find company.
 
     The most urgent chunk always goes. Others join in order of urgency while the batch stays within
-    its limits, and no chunk goes before an earlier one of its job. ``beside`` are the chunks that
-    other cores speak meanwhile: what is not urgent may have to wait for them (`_give_way`).
+    its limits, and no chunk goes before an earlier one of its job. ``beside`` are the batches
+    that other cores speak meanwhile: what is not urgent may have to wait for them (`_give_way`).
     """
     candidates = _candidates(waiting, now, limits)
     going = _give_way(candidates, now, limits, beside)
@@ -141,13 +141,18 @@ def _is_much(candidates: Sequence[_Candidate], limits: Limits) -> bool:
 
 
 def _give_way(
-    candidates: Sequence[_Candidate], now: float, limits: Limits, beside: Sequence[Chunk]
+    candidates: Sequence[_Candidate],
+    now: float,
+    limits: Limits,
+    beside: Sequence[Sequence[Chunk]],
 ) -> Sequence[_Candidate]:
     """Those that may go now. Cores share memory and caches, so a batch on one slows the others. For
-    a first chunk somebody waits in silence; what is wanted later lets it finish, unless there is so
-    much of it that no core can be spared.
+    a first chunk somebody waits in silence; what is wanted later leaves it half of the cores until
+    it is done, unless there is so much of it that no core can be spared.
     """
-    if not any(map(_is_first, beside)):
+    if 2 * len(beside) < limits.pace.batches_at_once:
+        return candidates
+    if not any(_is_first(chunk) for batch in beside for chunk in batch):
         return candidates
     if _is_much([one for one in candidates if one.due <= now + AHEAD_S], limits):
         return candidates
@@ -160,7 +165,7 @@ def _is_first(chunk: Chunk) -> bool:
 
 
 def wait_until(
-    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Chunk] = ()
+    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Sequence[Chunk]] = ()
 ) -> float:
     """When the batch should start: ``now``, or a few milliseconds after the oldest arrival; or when
     the first of those that give way may wait no longer. If ``beside`` ends before, ask again.

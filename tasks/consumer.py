@@ -279,7 +279,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         with self._lock:
             while self.waiting and not self.is_stopping:
                 now = time.time()
-                beside = [chunk for batch in self.speaking.values() for chunk in batch]
+                beside = list(self.speaking.values())
                 items = {id(held.item): held for held in self.waiting}
                 batch = take([held.item for held in self.waiting], now, self.limits, beside)
                 if batch:
@@ -305,7 +305,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
             if len(self.speaking) > 1:
                 return False
             chunks, now = self.speaking[threading.get_ident()], time.time()
-            next_at = wait_until([held.item for held in self.waiting], now, self.limits, chunks)
+            next_at = wait_until([held.item for held in self.waiting], now, self.limits, [chunks])
         return next_at > now + self.limits.pace.cost.of([work(chunk) for chunk in chunks])
 
     def _is_crowded(self) -> bool:

@@ -230,9 +230,10 @@ def test_whoever_hears_nothing_yet_or_is_soon_due_lets_nobody_finish(
     waiting: list, beside: list, bounds: Limits
 ) -> None:
     chunks = [item.chunk for item in beside]
+    batches = [[chunk] for chunk in chunks]
     cost, low_due = bounds.pace.cost, bounds.pace.low_due
-    start_at = wait_until(waiting, NOW, bounds, chunks)
-    assert (start_at > NOW) == (not take(waiting, NOW, bounds, chunks))
+    start_at = wait_until(waiting, NOW, bounds, batches)
+    assert (start_at > NOW) == (not take(waiting, NOW, bounds, batches))
     latest = max(NOW, max(item.arrived for item in waiting) + bounds.max_wait_s)
     for item in waiting:
         chunk = item.chunk
@@ -256,27 +257,31 @@ def test_a_second_chunk_lets_the_first_one_finish_on_the_other_core() -> None:
     last = waiting_chunk("a", 2, due=NOW + 7.0, seconds=15.0, steps=2, arrived=NOW - 1)
     mine = [second, last]
     assert take(mine, NOW, bounds) == mine
-    assert take(mine, NOW, bounds, [first]) == []
+    assert take(mine, NOW, bounds, [[first]]) == []
     urgent_at = NOW + 2.0 - 0.08 - SOON_S
-    assert math.isclose(wait_until(mine, NOW, bounds, [first]), urgent_at)
-    assert take(mine, urgent_at + 0.001, bounds, [first]) == [second]
-    assert take(mine, NOW, bounds, [second.chunk]) == mine
+    assert math.isclose(wait_until(mine, NOW, bounds, [[first]]), urgent_at)
+    assert take(mine, urgent_at + 0.001, bounds, [[first]]) == [second]
+    assert take(mine, NOW, bounds, [[second.chunk]]) == mine
     # Whoever hears nothing yet does not wait, nor does a long job whose turn it is.
     other = waiting_chunk("b", 0, due=NOW, seconds=2.0, steps=2)
-    assert take([*mine, other], NOW, bounds, [first]) == [other]
+    assert take([*mine, other], NOW, bounds, [[first]]) == [other]
     book = waiting_chunk("book", 0, kind=Kind.LONG, seconds=20.0)
-    assert take([*mine, book], NOW, bounds, [first]) == [book]
+    assert take([*mine, book], NOW, bounds, [[first]]) == [book]
     pace.low_due = NOW + 1
-    assert take([*mine, book], NOW, bounds, [first]) == []
+    assert take([*mine, book], NOW, bounds, [[first]]) == []
 
     # 14 · (0.01 + 0.15) s
     def crowd(size: int, due: float) -> list[Waiting]:
         later = {"due": due, "seconds": 15.0, "steps": 2, "arrived": NOW - 1}
         return [waiting_chunk(f"{n}", 2, **later) for n in range(size)]
 
-    assert take(crowd(12, NOW + AHEAD_S - 1), NOW, bounds, [first]) == []
-    assert take(crowd(14, NOW + AHEAD_S - 1), NOW, bounds, [first])
-    assert take(crowd(30, NOW + AHEAD_S + 1), NOW, bounds, [first]) == []
+    assert take(crowd(12, NOW + AHEAD_S - 1), NOW, bounds, [[first]]) == []
+    assert take(crowd(14, NOW + AHEAD_S - 1), NOW, bounds, [[first]])
+    assert take(crowd(30, NOW + AHEAD_S + 1), NOW, bounds, [[first]]) == []
+    # Half of the cores are enough for it.
+    pace.batches_at_once = 4
+    assert take(mine, NOW, bounds, [[first]]) == mine
+    assert take(mine, NOW, bounds, [[first], [second.chunk]]) == []
 
 
 def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at_most() -> None:

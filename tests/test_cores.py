@@ -17,9 +17,9 @@ PACE = 10.0
 
 
 @pytest.fixture
-def cores(stack: Stack) -> Iterator[Stack]:
-    """Three batches at once, each of which makes ten seconds of sound per second."""
-    stack.env |= {"PACE": str(PACE), "AT_ONCE": "3", "SUPERTONIC_MAX_BATCH": "1"}
+def cores(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """So many batches at once, each of which makes ten seconds of sound per second."""
+    stack.env |= {"PACE": str(PACE), "AT_ONCE": str(request.param), "SUPERTONIC_MAX_BATCH": "1"}
     stack.env["SUPERTONIC_CACHE_MB"] = "0"
     stack.start_redis()
     stack.start_worker(app="tests.paced_worker")
@@ -37,6 +37,7 @@ def speak(stack: Stack, number: int) -> float:
     return time.monotonic() - asked
 
 
+@pytest.mark.parametrize("cores", [3], indirect=True)
 def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
     """Whichever step of the worker is made first: its order changes from start to start."""
     for _ in range(3):
@@ -51,8 +52,9 @@ def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
         cores.wait_ready()
 
 
+@pytest.mark.parametrize("cores", [2], indirect=True)
 def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
-    """Though two more could be spoken beside it: it is wanted two seconds later."""
+    """There is a core for it, but it is wanted two seconds later."""
     text = "Well, this is the first of three. " + "It goes on for a while, as texts do. " * 12
     with cores.stream({"text": text, "resumable": True}) as answer:
         job_id = answer.headers["X-Job-Id"]
@@ -64,7 +66,7 @@ def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
     assert took_s > 0.15
     begun_s = [chunk.begun_at - first.published_at for chunk in later]
     assert -0.1 * took_s < min(begun_s) < 0.1
-    # These are not in each other's way: one is not urgent, but neither is the other.
+    # Those two are not in each other's way: one is not urgent, but neither is the other.
     assert sorted(begun_s)[1] < 0.1
 
 
