@@ -188,6 +188,10 @@ class BatchingConsumer(bootsteps.StartStopStep):
             eventer=consumer.event_dispatcher,
             connection_errors=consumer.connection_errors,
         )
+        if not isinstance(request.name, str):
+            # A header may give the task another name; Celery counts by it, and not right here.
+            self._refuse(f"a task's name must be a text, got {request.name!r}", message)
+            return
         if request.revoked():
             return
         try:

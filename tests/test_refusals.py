@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tasks.celery import SYNTHESIZE, app
@@ -146,6 +146,7 @@ mutants = (
 @settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
+@example(message=edited(envelope(), ["headers", "shadow"], [1]), queue="high", raw=None)
 @given(message=mutants, queue=st.sampled_from(QUEUES), raw=st.none() | st.binary(max_size=60))
 def test_no_mutation_of_a_message_stops_the_worker(
     service: Stack, message: Any, queue: str, raw: bytes | None
