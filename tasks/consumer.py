@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 LANES = {"high": 256, "low": 32}
 # Pause after a batch that could not be published, for example because Redis is full.
 RETRY_S = 1.0
+# The clock may be set meanwhile; and Python cannot wait until a year that a message may name.
+LOOK_S = 1.0
 # How long a stop waits for the running batch before it hands everything back.
 STOP_PATIENCE_S = 50.0
 
@@ -296,7 +298,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                     self.speaker.pace.took(chunks, now)
                     return chosen
                 waiting = [held.item for held in self.waiting]
-                self._lock.wait(wait_until(waiting, now, self.limits, beside) - now)
+                start_at = wait_until(waiting, now, self.limits, beside)
+                self._lock.wait(min(start_at - now, LOOK_S))
             self.pulling -= 1
             self._lock.notify_all()
             return []

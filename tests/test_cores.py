@@ -1,5 +1,6 @@
 """A worker speaks as many batches at once as its engine has cores; through real processes."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ import requests
 from benchmarks.bench_streams import history
 from tasks.events import EventStore
 from tasks.throughput import Shares
-from tests.stack import Stack
+from tests.stack import Stack, wait_for
+from tests.test_refusals import envelope
 
 TEXT = "Number {} is one chunk of some three seconds."
 PACE = 10.0
@@ -68,6 +70,22 @@ def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
     assert -0.1 * took_s < min(begun_s) < 0.1
     # Those two are not in each other's way: one is not urgent, but neither is the other.
     assert sorted(begun_s)[1] < 0.1
+
+
+@pytest.mark.parametrize("cores", [2], indirect=True)
+def test_a_chunk_for_the_far_future_stops_no_core(cores: Stack) -> None:
+    for number in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(speak, cores, number)
+            wait_for(lambda: cores.redis.hlen("unacked"), 10, "a chunk that is spoken")
+            message = envelope(job_id="nobody", index=1, count=2, due=1e11, seconds=1.0)
+            cores.redis.lpush("normal", json.dumps(message))
+            assert first.result() < 5
+        wait_for(lambda: not cores.redis.hlen("unacked"), 10, "all chunks are done with")
+    # A thread that ended without a word would be waited for.
+    asked = time.monotonic()
+    cores.stop("worker")
+    assert time.monotonic() - asked < 10
 
 
 def test_batches_at_the_same_time_share_the_machine() -> None:
