@@ -112,11 +112,12 @@ class Stage:
             worker += " --without-gossip --without-mingle -n worker-$$@%h"
             del env["SUPERTONIC_MODEL"]
         self.service.start("worker", worker, **env)
+        # Before it is ready a worker measures how fast it is; the rival's start would slow it down.
+        self.service.wait_until_ready()
         if with_rival:
             rival = "exec uvicorn benchmarks.inprocess:app --host 127.0.0.1 --log-level warning"
             self.service.start(RIVAL, f"{rival} --port {self.rival_port} --backlog 2048", **env)
             self.service.wait_for(self.rival_port, "/", 404)
-        self.service.wait_until_ready()
         time.sleep(1.0)  # both web processes know the worker
 
     def port(self, name: str) -> int:

@@ -16,9 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PART = 128  # frames in one product on a CPU, at the published size; see `Form.parts`
+from supertonic import loops
+from supertonic.loops import Scalars, Sizes, quick_on_cpu
+
+PART = 128  # frames in one product on a CPU, at the published size; see `Form.sizes`
 FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
-SIZES = 32  # of one product on a CPU; see `Form.filled`
+SIZES = 32  # of one product on a CPU; see `Form.sizes`
+
+multiplied = quick_on_cpu(loops.multiplied)
+mixed = quick_on_cpu(loops.mixed)
+filtered = quick_on_cpu(loops.filtered)
+rotate = quick_on_cpu(loops.rotated)
+found_by_row = quick_on_cpu(loops.found_by_row)
+looked_around = quick_on_cpu(loops.looked_around)
+looked_around_by_row = quick_on_cpu(loops.looked_around_by_row)
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Form:
     device: torch.device
     dtype: torch.dtype
     is_long: bool = False  # for the vocoder, which has six times as many frames as the others
-    most_frames: int = PART  # in one product on a CPU; see `parts`
+    most_frames: int = PART  # in one product on a CPU; see `sizes`
 
     @property
     def stream(self) -> torch.dtype:
@@ -49,43 +60,35 @@ class Form:
         """
         return self.device.type == "cpu" and self.dtype in (torch.bfloat16, torch.float16)
 
+    def goes_by_row(self, rows: "Rows") -> bool:
+        """Whether attention takes one row after the other: together they are padded, and with
+        padding the sums have another order. A single row goes the same way, which is short.
+        """
+        return self.is_exact_by_row or (self.device.type == "cpu" and len(rows) == 1)
+
     def constant(self, value: Tensor) -> Tensor:
         """A copy on the device in the stream's dtype, which keeps no weights file mapped."""
         return value.detach().to(self.device, self.stream, copy=True).contiguous()
 
-    def parts(self, n: int) -> list[slice]:
-        """N frames in few nearly equal parts, for products on a CPU.
+    def sizes(self, n: int) -> Sizes:
+        """Of oneDNN's products for N frames: how many at most, at least, and in steps of how many.
 
-        What stands between two products of a block then fits the cache. And oneDNN's bfloat16
-        product sums in another order when it gets very many or very few frames; for 37 to 128
-        frames (up to 256 in the vocoder's wide products) a frame comes out the same, bit by bit.
-        In float32 a small model takes more at once: they fit its cache, and every product begins
-        with some work of its own.
+        They come in few nearly equal parts, so that what stands between two products of a block
+        fits the cache. And the bfloat16 product sums in another order when it gets very many or
+        very few frames; for 37 to 128 frames (up to 256 in the vocoder's wide products) a frame
+        comes out the same, bit by bit. In float32 a small model takes more at once: they fit its
+        cache, and every product begins with some work of its own.
+
+        In steps, because oneDNN builds a product anew for each size, which takes half a
+        millisecond, and keeps some 300 KB for it: a worker that had met all sizes would hold
+        gigabytes.
         """
-        most = self.most_frames
-        if self.device.type != "cpu" or n <= most:
-            return [slice(0, n)]
-        count = -(-n // most)
-        each = self.filled(-(-n // count))
-        return [slice(start, min(n, start + each)) for start in range(0, n, each)]
-
-    def filled(self, n: int) -> int:
-        """N frames and as many more as make it one of few sizes.
-
-        oneDNN builds a product anew for each size, which takes half a millisecond, and keeps some
-        300 KB for it: a worker that had met all sizes would hold gigabytes.
-        """
-        if not self.packs_weights:
-            return n
-        if self.is_exact_by_row:
-            n = max(n, FEWEST)
-        step = self.most_frames // SIZES
-        return -(-n // step) * step
-
-    def fill(self, x: Tensor) -> Tensor:
-        """(N, C) with zeros behind it, up to such a size."""
-        n = self.filled(len(x)) - len(x)
-        return F.pad(x, (0, 0, 0, n)) if n else x
+        most, step = self.most_frames, self.most_frames // SIZES
+        fewest = FEWEST if self.is_exact_by_row else 1
+        if n <= most:
+            return max(n, fewest), fewest, step
+        each = -(-n // -(-n // most))
+        return -(-max(each, fewest) // step) * step, fewest, step
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -119,38 +122,24 @@ class Dense:
             self.weight = self.weight.clone()
         self.activation = activation
         self.slope = slope
+        # As oneDNN wants to be told.
+        self.scalars: Scalars = [slope] if activation == "leaky_relu" else []
+        self.algorithm = "none" if activation == "gelu" else ""  # not the tanh approximation
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        parts = self.form.parts(len(x))
-        if len(parts) == 1:
-            return self._part(x, plus)
-        return torch.cat([self._part(x[p], None if plus is None else plus[p]) for p in parts])
-
-    def _part(self, x: Tensor, plus: Tensor | None) -> Tensor:
-        n, x = len(x), self.form.fill(x.to(self.form.dtype))
-        y = self._packed(x, plus) if self.form.packs_weights else self._plain(x)
-        y = y[:n]
+        if self.form.packs_weights:
+            form, sizes = self.form, self.form.sizes(len(x))
+            how = (self.activation, self.scalars, self.algorithm)
+            return multiplied(x, plus, self.weight, self.bias, *how, form.is_exact_by_row, sizes)
+        y = self._activate(F.linear(x.to(self.form.dtype), self.weight, self.bias))
         if self.activation != "none":
             return y
-        if plus is None or self._fuses(plus):
+        if plus is None:
             return y.to(self.form.stream)
         # A sum of mixed dtypes is one pass on a GPU, and on a CPU slower than two.
         return plus + (y if y.is_cuda else y.to(self.form.stream))
 
-    def _fuses(self, plus: Tensor) -> bool:
-        # In 16 bit the sum stays outside: it is the float32 stream that blocks add to.
-        return self.form.packs_weights and plus.dtype == self.form.dtype
-
-    def _packed(self, x: Tensor, plus: Tensor | None) -> Tensor:
-        product = torch.ops.mkldnn._linear_pointwise
-        if plus is not None and self._fuses(plus):
-            return product.binary(x, self.form.fill(plus), self.weight, self.bias, "add")
-        scalars = [self.slope] if self.activation == "leaky_relu" else []
-        algorithm = "none" if self.activation == "gelu" else ""  # not the tanh approximation
-        return product(x, self.weight, self.bias, self.activation, scalars, algorithm)
-
-    def _plain(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
+    def _activate(self, y: Tensor) -> Tensor:
         match self.activation:
             case "gelu":
                 return F.gelu(y)
@@ -302,7 +291,11 @@ class Depthwise:
 
     def __call__(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
         x, keep = _with_edges(self, x, rows, self.left, self.right, past)
-        y = self._packed(x) if self.is_packed else self._plain(x)
+        reach = self.left + self.right
+        if self.is_packed:
+            y = self._packed(x)
+        else:
+            y = filtered(x, self.taps, self.bias, self.dilation, reach)
         return y if keep is None else y.index_select(0, keep)
 
     def _packed(self, x: Tensor) -> Tensor:
@@ -319,13 +312,6 @@ class Depthwise:
             *("none", [], ""),
         )
         return y[0, :, 0].T[: n - self.left - self.right]
-
-    def _plain(self, x: Tensor) -> Tensor:
-        y = x.new_empty(len(x) - self.left - self.right, x.shape[1])
-        for tap, weight in enumerate(self.taps):
-            shifted = x[tap * self.dilation :][: len(y)]
-            torch.addcmul(y if tap else self.bias, shifted, weight, out=y)
-        return y
 
 
 class Window:
@@ -370,23 +356,11 @@ class ConvNeXtBlock:
 
     def __call__(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
         y = self.dwconv(x, rows, past)
-        parts = self.form.parts(len(x))
-        if len(parts) == 1:
-            return self._mix(x, y)
-        mixed = torch.empty_like(x)
-        for part in parts:
-            mixed[part] = self._mix(x[part], y[part])
-        return mixed
-
-    def _mix(self, x: Tensor, y: Tensor) -> Tensor:
-        n, fill = len(x), self.form.fill
-        return self.down(self.up(self.norm(fill(y))), plus=fill(x))[:n]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Rotary embedding of (N, heads · d) by the angles of each frame, (N, 1, d / 2)."""
-    a, b = x.view(len(x), heads, -1).chunk(2, dim=2)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=2).view_as(x)
+        if not self.form.packs_weights:
+            return self.down(self.up(self.norm(y)), plus=x)
+        up, down, norm = self.up, self.down, self.norm
+        weights = (norm.weight, norm.bias, norm.eps, up.weight, up.bias, down.weight, down.bias)
+        return mixed(x, y, *weights, self.form.is_exact_by_row, self.form.sizes(len(x)))
 
 
 def attend(
@@ -398,15 +372,9 @@ def attend(
     keys: Rows | None = None,  # how many keys each row has; None: as many as there are
 ) -> Tensor:  # (N, heads · d)
     """What each frame finds among the keys of its own row."""
-    if form.is_exact_by_row and len(rows) > 1:
-        # One by one: a batch is padded, and with padding the sums have another order.
-        k = k.expand(len(v), -1, -1, -1)
-        found = []
-        for i, own in enumerate(torch.split(q, rows.lengths)):
-            n, row = keys.lengths[i] if keys else k.shape[2], slice(i, i + 1)
-            one = Rows([len(own)], rows.device)
-            found.append(attend(form, own, k[row, :, :n], v[row, :, :n], one))
-        return torch.cat(found)
+    if form.goes_by_row(rows):
+        n_keys = keys.lengths if keys else [k.shape[2]] * len(rows)
+        return found_by_row(q, k, v, rows.lengths, n_keys)
     split = rows.split_heads(q, k.shape[1])
     if form.device.type == "cuda":
         split, k, v = split.to(form.dtype), k.to(form.dtype), v.to(form.dtype)
@@ -424,14 +392,10 @@ def scaled(layer: nn.Linear | nn.Conv1d, factor: Tensor | float = 1.0) -> tuple[
 
 
 class RelativeSelfAttention:
-    """As in `layers`, but the nine diagonals are read and written in place, not gathered.
+    """As in `layers`, but the nine diagonals are read and written in place, not gathered."""
 
-    Keys and values get `window` zeros at either end. In a row of scores of that width the near
-    keys of query i then begin at column i: the diagonals are a view with strides.
-    """
-
-    def __init__(self, form: Form, attention: Any, window: int) -> None:
-        self.form, self.window, self.heads = form, window, attention.heads
+    def __init__(self, form: Form, attention: Any) -> None:
+        self.form, self.heads = form, attention.heads
         head_dim = attention.emb_rel_k.shape[2]
         q = scaled(attention.conv_q, 1 / math.sqrt(head_dim))
         k, v = scaled(attention.conv_k), scaled(attention.conv_v)
@@ -442,28 +406,11 @@ class RelativeSelfAttention:
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
         """x plus what attention found."""
-        qkv = self.qkv(x)
-        if self.form.is_exact_by_row:
-            each = torch.split(qkv, rows.lengths)
-            found = [self._find(own, Rows([len(own)], x.device)) for own in each]
-            return self.out(torch.cat(found), plus=x)
-        return self.out(self._find(qkv, rows), plus=x)
+        return self.out(self._find(self.qkv(x), rows), plus=x)
 
     def _find(self, qkv: Tensor, rows: Rows) -> Tensor:
-        split = [rows.split_heads(part, self.heads) for part in qkv.chunk(3, dim=1)]
-        q = split[0]
-        k, v = (F.pad(part, (0, 0, self.window, self.window)) for part in split[1:])
-        scores = q @ k.mT  # (B, heads, T, T + 2 window)
-        self._near(scores).add_(q @ self.near_k)
-        scores.masked_fill_(self._out_of_reach(rows), -torch.inf)  # the zeros at either end too
-        weights = scores.softmax(dim=3)
-        return rows.merge_heads(weights @ v + self._near(weights) @ self.near_v)
-
-    def _near(self, scores: Tensor) -> Tensor:
-        batch, heads, length, width = scores.shape
-        strides = (heads * length * width, length * width, width + 1, 1)
-        return scores.as_strided((batch, heads, length, 2 * self.window + 1), strides)
-
-    def _out_of_reach(self, rows: Rows) -> Tensor:
-        real = rows.is_real[:, None, None]
-        return ~F.pad(real, (self.window, self.window))
+        if self.form.goes_by_row(rows):
+            near = (self.near_k, self.near_v)
+            return looked_around_by_row(qkv, *near, rows.lengths, self.heads)
+        q, k, v = (rows.split_heads(part, self.heads) for part in qkv.chunk(3, dim=1))
+        return rows.merge_heads(looked_around(q, k, v, self.near_k, self.near_v, rows.is_real))

@@ -38,7 +38,7 @@ from supertonic.kernels import (
     scaled,
     send,
 )
-from supertonic.layers import WINDOW, AttentionEncoder, split_heads
+from supertonic.layers import AttentionEncoder, split_heads
 from supertonic.model import Batch, Draw, Seed, Supertonic, draw_noise
 from supertonic.text_encoder import PromptAttention, TextEncoder
 from supertonic.vector_estimator import StyleCondition, TextCondition, VectorEstimator
@@ -271,7 +271,7 @@ def _layers(encoder: AttentionEncoder) -> list[tuple[Any, ...]]:
 
 class AttentionLayer:
     def __init__(self, form: Form, attention: Any, norm_1: Any, ffn: Any, norm_2: Any) -> None:
-        self.attention = RelativeSelfAttention(form, attention, WINDOW)
+        self.attention = RelativeSelfAttention(form, attention)
         self.norm_1, self.norm_2 = Norm(form, norm_1.norm), Norm(form, norm_2.norm)
         self.up = Dense(form, *scaled(ffn.conv_1), activation="relu")
         self.down = Dense(form, *scaled(ffn.conv_2))

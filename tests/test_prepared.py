@@ -3,11 +3,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from supertonic import kernels
+from supertonic import prepared as prepared_module
 from supertonic.config import ModelConfig
 from supertonic.engine import (
     BUILTIN,
@@ -225,6 +228,32 @@ def test_a_row_alone_equals_the_row_in_a_batch(request: pytest.FixtureRequest, f
 # Slices
 
 
+LOOPS = ("multiplied", "mixed", "filtered", "found_by_row", "looked_around", "looked_around_by_row")
+
+
+@pytest.mark.parametrize("form", ROW)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_without_python_in_its_loops_every_bit_is_the_same(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, form: str, rows: int
+) -> None:
+    model, batch = request.getfixturevalue(form), short_mixed_batch(3)
+    batch = batch if rows == 3 else row(batch, 2)
+    quick = waveforms(model, batch)
+    calls: set[str] = set()
+    for name in LOOPS:
+        # There is none, and this fails, where TorchScript did not take the function.
+        plain = getattr(kernels, name).__wrapped__
+
+        def noted(*arguments: object, _name: str = name, _plain: Any = plain) -> Any:
+            calls.add(_name)
+            return _plain(*arguments)
+
+        monkeypatch.setattr(kernels, name, noted)
+    monkeypatch.setattr(prepared_module, "rotate", kernels.rotate.__wrapped__)
+    assert all(map(torch.equal, waveforms(model, batch), quick))
+    assert calls >= {"multiplied", "mixed", "filtered"} and any("around" in name for name in calls)
+
+
 def test_slices_begin_short_grow_and_cover_every_frame() -> None:
     assert slice_ends(1) == [1] and slice_ends(7) == [7] and slice_ends(8) == [4, 8]
     assert slice_ends(100) == [4, 12, 28, 60, 100]
@@ -365,13 +394,10 @@ def test_products_come_in_few_sizes_whatever_the_lengths(dtype: torch.dtype, mos
         pytest.skip("this build of PyTorch has no oneDNN")
     sizes = set()
     for n in range(1, 3000):
-        parts = form.parts(n)
-        assert [at for part in parts for at in range(n)[part]] == list(range(n))
-        own = {form.filled(len(range(n)[part])) for part in parts}
+        at_most, fewest, step = form.sizes(n)
+        last = n % at_most or at_most
+        # As `_fill` in supertonic/loops.py rounds them.
+        own = {-(-max(frames, fewest) // step) * step for frames in (min(n, at_most), last)}
         assert max(own) <= most and (dtype == torch.float32 or min(own) >= FEWEST)
         sizes |= own
-        x = torch.ones(n, 1)
-        if n < 300:
-            filled = form.fill(x)
-            assert len(filled) == form.filled(n) and filled.sum() == n
     assert len(sizes) <= SIZES
