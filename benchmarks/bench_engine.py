@@ -173,11 +173,10 @@ def floor(arguments: argparse.Namespace, them: Competitors) -> dict[str, float]:
     runs: dict[str, Run] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         dense, x = Dense(Form(CPU, dtype), torch.randn(2048, 512)), torch.randn(600, 512).to(dtype)
-        packed = dense._packed
 
-        def products(packed: Any = packed, x: torch.Tensor = x) -> None:
+        def products(x: torch.Tensor = x, weight: torch.Tensor = dense.weight) -> None:
             for _ in range(10):
-                packed(x, None)
+                torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
         runs[f"{name} products"] = products
         runs[name] = lambda one=them.ours[name]: one.whole(said)
