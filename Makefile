@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
 	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams bench-burst \
-	bench-lengths simulate voice judge clean
+	bench-lengths bench-cores simulate voice judge clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -71,7 +71,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
+bench: bench-engine bench-cores bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
 
 bench-engine: $(ALL)  ## model speed beside ONNX Runtime, no queue (some six minutes)
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
@@ -84,6 +84,9 @@ bench-slices: $(ALL)  ## first sound with and without slices, 1 and 50 listeners
 
 bench-load: $(ALL)  ## how soon a worker is ready, and its memory, full-size weights
 	$(BIN)/python -m benchmarks.bench_load $(ARGS)
+
+bench-cores: $(ALL)  ## what all cores make together, beside one and beside a process each
+	$(BIN)/python -m benchmarks.bench_cores $(ARGS)
 
 bench-lengths: $(ALL)  ## what a worker gathers that meets every length of text
 	$(BIN)/python -m benchmarks.bench_lengths $(ARGS)

@@ -22,12 +22,12 @@ from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
 from app.schemas import take_body
+from supertonic.memory import reuse_large_buffers
 from tasks.events import EventStore, connect
 from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
-from tasks.memory import reuse_large_buffers
 from tasks.settings import Settings
 from tasks.webhooks import Webhooks
 from tasks.workers import WorkerRecords

@@ -9,10 +9,13 @@ from gunicorn.workers.gthread import ThreadWorker
 from app.errors import TITLES, Problem
 from app.keys import Keyring
 from app.slow import READING
+from supertonic.memory import give_back_every
 from tasks.redact import redact
 from tasks.settings import Settings
 
 _settings = Settings.from_env()
+
+GIVE_BACK_S = 60.0
 
 
 def write_problem(sock: Any, status: int, reason: str, detail: str) -> None:
@@ -38,6 +41,7 @@ class Worker(ThreadWorker):
 
     def init_process(self) -> None:
         READING.start(self.cfg.threads)
+        give_back_every(GIVE_BACK_S)
         super().init_process()
 
     def handle(self, conn: Any) -> Any:

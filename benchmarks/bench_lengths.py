@@ -56,7 +56,7 @@ def main() -> None:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["BENCH_ENGINE"] = arguments.engine
     from benchmarks.engines import make_engine
-    from tasks.memory import reuse_large_buffers
+    from supertonic.memory import reuse_large_buffers
 
     facts = machine("torch")
     print(describe(facts))

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import bench_pipeline, queue_rows, traffic
+from benchmarks.engines import ENGINE_ENV
 from benchmarks.measure import describe, json_line, machine, percentile, table
 from benchmarks.playback import continuity
 from benchmarks.service import Service, free_port
@@ -49,8 +50,6 @@ HEADER = (
 )
 # Enough that the built-in voice is not done with them before the listeners are.
 JOBS = 6
-# What tasks/worker.py sets for itself; the rival is given the same.
-ENGINE_ENV = {"OMP_WAIT_POLICY": "passive", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}
 # Names of the pipeline's rows in the last line of JSON.
 PIPELINE = {
     "idle_p50_ms": "idle_p50_ms",
@@ -105,6 +104,7 @@ class Stage:
     def start(self, with_rival: bool = True) -> None:
         for name in ("redis", "files", "web"):
             self.service.start(name)
+        # The worker sets these itself, and the rival is given the same.
         env = ENGINE_ENV | {"BENCH_ENGINE": self.engine, "SUPERTONIC_MODEL": self.engine}
         worker = ""  # as the Procfile says
         if self.engine in ("null", "full"):

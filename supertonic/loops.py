@@ -1,12 +1,12 @@
 """Rows of small operations inside a prepared model, each as one call.
 
-In bfloat16 an operation takes tens of microseconds, of which Python has a fifth; and while one
-thread is in Python, those of the other cores wait for its lock. So on a CPU, TorchScript runs these
+An operation takes tens of microseconds, of which Python has a fifth in bfloat16; and while one
+thread is in Python, those on other cores wait for its lock. So on a CPU, TorchScript runs these
 functions, without Python and without the lock. The operations are the same, and so is every bit of
 what comes out. A GPU, where a graph is recorded once, gets them as they are.
 
-Tensors are packed, (N, channels), as in `kernels.py`. What oneDNN does is packed a second time: its
-weights are in its own layout, and its products come in few sizes (`Form.sizes`).
+Tensors are packed, (N, channels), as in `kernels.py`. Weights of products are in oneDNN's own
+layout, and the products come in few sizes (`Form.sizes`).
 """
 
 import warnings

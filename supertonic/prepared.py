@@ -7,11 +7,8 @@ asked for; the rest (norms, softmax, angles, the latent and its steps) stays flo
 predicted in float64 always, so that sample counts are the same everywhere.
 """
 
-import contextlib
 import copy
-import ctypes
 import itertools
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -39,6 +36,7 @@ from supertonic.kernels import (
     send,
 )
 from supertonic.layers import AttentionEncoder, split_heads
+from supertonic.memory import give_back
 from supertonic.model import Batch, Draw, Seed, Supertonic, draw_noise
 from supertonic.text_encoder import PromptAttention, TextEncoder
 from supertonic.vector_estimator import StyleCondition, TextCondition, VectorEstimator
@@ -61,15 +59,8 @@ def prepare(model: Supertonic, device: str = "cpu", precision: str = "float32") 
     with torch.no_grad():
         prepared = Prepared(model, Form(torch.device(device), getattr(torch, precision)))
     torch.set_num_threads(threads)
-    _trim()
+    give_back()  # folding leaves some 80 MB, which glibc would keep
     return prepared
-
-
-def _trim() -> None:
-    """Give freed memory back: folding leaves some 80 MB of it, which glibc would keep."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_precision(precision: str, device: str) -> None:

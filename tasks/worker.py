@@ -18,6 +18,7 @@ from celery.worker.control import inspect_command
 from kombu.exceptions import OperationalError
 
 from supertonic.errors import SupertonicError
+from supertonic.memory import reuse_large_buffers
 from supertonic.text import estimate_seconds
 from tasks.batching import Limits
 from tasks.celery import SYNTHESIZE, app, send_advance
@@ -25,7 +26,6 @@ from tasks.consumer import BatchingConsumer
 from tasks.delays import exchange
 from tasks.events import EventStore, connect
 from tasks.logs import facts, set_up
-from tasks.memory import reuse_large_buffers
 from tasks.pace import Cost, Pace
 from tasks.settings import Settings
 from tasks.speaker import Speaker

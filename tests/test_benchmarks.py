@@ -1,6 +1,7 @@
 """Each benchmark once, as small as it gets: it runs, counts no failure and ends with its JSON."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -110,6 +111,14 @@ def test_the_pipeline_benchmark_measures_both_competitors() -> None:
         assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"]
     assert result["chunks_per_s_300k"] > 0 < result["inprocess_chunks_per_s_300k"]
     assert result["cpu_ms_per_chunk_300k"].keys() == {"web", "worker", "redis", "client"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_more_cores_make_more_sound() -> None:
+    (rates,) = run("bench_cores")["rates"].values()
+    if len(os.sched_getaffinity(0)) > 1:
+        assert rates["threads_vs_one"] > 1.2
+    assert 0.3 < rates["threads_vs_processes"]
 
 
 def test_every_stream_of_a_small_burst_is_complete() -> None:
