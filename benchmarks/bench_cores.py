@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from benchmarks.engines import ENGINE_ENV
 from benchmarks.measure import describe, json_line, machine, table
+from supertonic.engine import one_per_core, usable_cores
 from supertonic.prepared import has_fast_bfloat16
 
 ONE, THREADS, PROCESSES = "one core", "a thread per core", "a process per core"
@@ -23,20 +24,17 @@ ONE, THREADS, PROCESSES = "one core", "a thread per core", "a process per core"
 def rates(engine: str, precision: str, groups: Collection[Collection[int]]) -> float:
     """Audio seconds per second of a process on each group of cores, all at the same time."""
     env = os.environ | ENGINE_ENV
-    env |= {"BENCH_ENGINE": engine, "SUPERTONIC_PRECISION": precision}
-    command = [sys.executable, "-m", "benchmarks.engines"]
-    running = [
-        subprocess.Popen(
-            command,
-            env=env,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=partial(os.sched_setaffinity, 0, cores),
+    env |= {"BENCH_ENGINE": engine, "SUPERTONIC_PRECISION": precision, "SUPERTONIC_DEVICE": "cpu"}
+
+    def rate(cores: Collection[int]) -> float:
+        command = [sys.executable, "-m", "benchmarks.engines", *map(str, cores)]
+        ended = subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, text=True, timeout=300, check=True
         )
-        for cores in groups
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    return sum(float(output.split()[-1]) for output in outputs)
+        return float(ended.stdout.split()[-1])
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        return sum(pool.map(rate, groups))
 
 
 def main() -> None:
@@ -49,7 +47,7 @@ def main() -> None:
     engines = [("tiny", "float32")]
     if not arguments.quick:
         engines += [("full", "float32"), *([("full", "bfloat16")] if has_fast_bfloat16() else [])]
-    cores = sorted(os.sched_getaffinity(0))
+    cores = one_per_core()[: usable_cores()]
     ways = {ONE: [cores[:1]], THREADS: [cores], PROCESSES: [[core] for core in cores]}
     found, rows = {}, []
     for engine, precision in engines:

@@ -6,6 +6,7 @@ that it would take to say it.
 """
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -111,4 +112,6 @@ def rate(seconds: float = 5.0) -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:  # on these cores only
+        os.sched_setaffinity(0, map(int, sys.argv[1:]))
     print(rate())

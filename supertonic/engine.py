@@ -377,11 +377,16 @@ def usable_cores() -> int:
     """Physical cores this process may use. Two threads on one core share its multipliers."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
+    return min(len(one_per_core()), _container_limit())
+
+
+def one_per_core() -> list[int]:
+    """Of each physical core that this process may use, one of the processors it is for Linux."""
+    cores: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
-    return min(len(cores), _container_limit())
+        cores.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
+    return list(cores.values())
 
 
 def _container_limit() -> int:

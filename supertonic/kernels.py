@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supertonic import loops
-from supertonic.loops import Scalars, Sizes, quick_on_cpu
+from supertonic.loops import Parts, Scalars, quick_on_cpu
 
-PART = 128  # frames in one product on a CPU, at the published size; see `Form.sizes`
+PART = 128  # frames in one product on a CPU, at the published size; see `Form.parts`
 FEWEST = 48  # in 16 bit on a CPU, fewer frames than that are filled up with zeros
-SIZES = 32  # of one product on a CPU; see `Form.sizes`
+SIZES = 32  # of one product on a CPU; see `Form.parts`
 
-multiplied = quick_on_cpu(loops.multiplied)
-mixed = quick_on_cpu(loops.mixed)
-filtered = quick_on_cpu(loops.filtered)
-rotate = quick_on_cpu(loops.rotated)
-found_by_row = quick_on_cpu(loops.found_by_row)
-looked_around = quick_on_cpu(loops.looked_around)
-looked_around_by_row = quick_on_cpu(loops.looked_around_by_row)
+multiply = quick_on_cpu(loops.multiply)
+mix = quick_on_cpu(loops.mix)
+filter_channels = quick_on_cpu(loops.filter_channels)
+rotate = quick_on_cpu(loops.rotate)
+find_by_row = quick_on_cpu(loops.find_by_row)
+look_around = quick_on_cpu(loops.look_around)
+look_around_by_row = quick_on_cpu(loops.look_around_by_row)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Form:
     device: torch.device
     dtype: torch.dtype
     is_long: bool = False  # for the vocoder, which has six times as many frames as the others
-    most_frames: int = PART  # in one product on a CPU; see `sizes`
+    most_frames: int = PART  # in one product on a CPU; see `parts`
 
     @property
     def stream(self) -> torch.dtype:
@@ -70,10 +70,11 @@ class Form:
         """A copy on the device in the stream's dtype, which keeps no weights file mapped."""
         return value.detach().to(self.device, self.stream, copy=True).contiguous()
 
-    def sizes(self, n: int) -> Sizes:
-        """Of oneDNN's products for N frames: how many at most, at least, and in steps of how many.
+    def parts(self, n: int) -> Parts:
+        """For N frames in oneDNN's products: frames per part, and the fewest and the step that each
+        part is filled up to.
 
-        They come in few nearly equal parts, so that what stands between two products of a block
+        There are few parts, nearly equal, so that what stands between two products of a block
         fits the cache. And the bfloat16 product sums in another order when it gets very many or
         very few frames; for 37 to 128 frames (up to 256 in the vocoder's wide products) a frame
         comes out the same, bit by bit. In float32 a small model takes more at once: they fit its
@@ -128,9 +129,9 @@ class Dense:
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if self.form.packs_weights:
-            form, sizes = self.form, self.form.sizes(len(x))
+            parts = self.form.parts(len(x))
             how = (self.activation, self.scalars, self.algorithm)
-            return multiplied(x, plus, self.weight, self.bias, *how, form.is_exact_by_row, sizes)
+            return multiply(x, plus, self.weight, self.bias, *how, parts)
         y = self._activate(F.linear(x.to(self.form.dtype), self.weight, self.bias))
         if self.activation != "none":
             return y
@@ -295,7 +296,7 @@ class Depthwise:
         if self.is_packed:
             y = self._packed(x)
         else:
-            y = filtered(x, self.taps, self.bias, self.dilation, reach)
+            y = filter_channels(x, self.taps, self.bias, self.dilation, reach)
         return y if keep is None else y.index_select(0, keep)
 
     def _packed(self, x: Tensor) -> Tensor:
@@ -360,7 +361,7 @@ class ConvNeXtBlock:
             return self.down(self.up(self.norm(y)), plus=x)
         up, down, norm = self.up, self.down, self.norm
         weights = (norm.weight, norm.bias, norm.eps, up.weight, up.bias, down.weight, down.bias)
-        return mixed(x, y, *weights, self.form.is_exact_by_row, self.form.sizes(len(x)))
+        return mix(x, y, *weights, self.form.parts(len(x)))
 
 
 def attend(
@@ -374,7 +375,7 @@ def attend(
     """What each frame finds among the keys of its own row."""
     if form.goes_by_row(rows):
         n_keys = keys.lengths if keys else [k.shape[2]] * len(rows)
-        return found_by_row(q, k, v, rows.lengths, n_keys)
+        return find_by_row(q, k, v, rows.lengths, n_keys)
     split = rows.split_heads(q, k.shape[1])
     if form.device.type == "cuda":
         split, k, v = split.to(form.dtype), k.to(form.dtype), v.to(form.dtype)
@@ -411,6 +412,6 @@ class RelativeSelfAttention:
     def _find(self, qkv: Tensor, rows: Rows) -> Tensor:
         if self.form.goes_by_row(rows):
             near = (self.near_k, self.near_v)
-            return looked_around_by_row(qkv, *near, rows.lengths, self.heads)
+            return look_around_by_row(qkv, *near, rows.lengths, self.heads)
         q, k, v = (rows.split_heads(part, self.heads) for part in qkv.chunk(3, dim=1))
-        return rows.merge_heads(looked_around(q, k, v, self.near_k, self.near_v, rows.is_real))
+        return rows.merge_heads(look_around(q, k, v, self.near_k, self.near_v, rows.is_real))

@@ -1,4 +1,4 @@
-"""Rows of small operations inside a prepared model, each as one call.
+"""Sequences of small operations inside a prepared model, each as one call.
 
 An operation takes tens of microseconds, of which Python has a fifth in bfloat16; and while one
 thread is in Python, those on other cores wait for its lock. So on a CPU, TorchScript runs these
@@ -6,9 +6,10 @@ functions, without Python and without the lock. The operations are the same, and
 what comes out. A GPU, where a graph is recorded once, gets them as they are.
 
 Tensors are packed, (N, channels), as in `kernels.py`. Weights of products are in oneDNN's own
-layout, and the products come in few sizes (`Form.sizes`).
+layout, and the products come in few sizes (`Form.parts`).
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -18,24 +19,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 # What TorchScript takes for the type of an optional number.
 Scalars = list[complex | float | int | None]
-# Frames in one product at most, at least, and in steps of how many.
-Sizes = tuple[int, int, int]
+# Frames per part; the fewest, and the step, that a part is filled up to.
+Parts = tuple[int, int, int]
 
 
 def quick_on_cpu(function: Function) -> Function:
     """The function, which on a CPU runs without Python. Its first argument must be a tensor.
 
-    As it is, wherever PyTorch has no TorchScript any more.
+    As it is where TorchScript does not take it: a PyTorch that has it no more, or no oneDNN.
     """
     try:
         with warnings.catch_warnings():
             # Deprecated in favour of a compiler that takes minutes to begin.
             warnings.simplefilter("ignore", DeprecationWarning)
             quick = torch.jit.script(function)
-    except (AttributeError, RuntimeError):
+    except Exception as error:
+        # Whatever the reason is, it speaks all the same, only slower.
+        level = logging.WARNING if torch._C._has_mkldnn else logging.INFO
+        logger.log(level, "%s runs in Python: %s", function.__name__, error)
         return function
 
     @wraps(function)
@@ -45,7 +51,7 @@ def quick_on_cpu(function: Function) -> Function:
     return cast(Function, run)
 
 
-def filtered(
+def filter_channels(
     x: Tensor,  # (reach + N, C)
     taps: Tensor,  # (k, C)
     bias: Tensor,  # (C,)
@@ -60,9 +66,9 @@ def filtered(
     return y
 
 
-def _fill(x: Tensor, sizes: Sizes) -> Tensor:
+def _fill(x: Tensor, parts: Parts) -> Tensor:
     """(N, C) with zeros behind it, up to a size that products have."""
-    _, fewest, step = sizes
+    _, fewest, step = parts
     n = max(x.size(0), fewest)
     missing = (n + step - 1) // step * step - x.size(0)
     return F.pad(x, [0, 0, 0, missing]) if missing > 0 else x
@@ -76,12 +82,10 @@ def _product(
     activation: str,
     scalars: Scalars,
     algorithm: str,
-    is_16_bit: bool,
 ) -> Tensor:
     """x·W + b + `plus` in float32, or activation(x·W + b) in the product's own dtype."""
-    if is_16_bit:
-        x = x.to(torch.bfloat16)
-    if plus is not None and not is_16_bit:
+    x = x.to(weight.dtype)
+    if plus is not None and plus.dtype == weight.dtype:
         return torch.ops.mkldnn._linear_pointwise(x, plus, weight, bias, "add")
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm)
     if activation != "none":
@@ -91,7 +95,7 @@ def _product(
     return y if plus is None else plus + y
 
 
-def multiplied(
+def multiply(
     x: Tensor,  # (N, inputs)
     plus: Tensor | None,  # (N, outputs)
     weight: Tensor,
@@ -99,22 +103,20 @@ def multiplied(
     activation: str,
     scalars: Scalars,
     algorithm: str,
-    is_16_bit: bool,
-    sizes: Sizes,
+    parts: Parts,
 ) -> Tensor:  # (N, outputs)
     """What `Dense` is, by oneDNN and part by part."""
-    parts: list[Tensor] = []
-    for start in range(0, x.size(0), sizes[0]):
-        part = x[start : start + sizes[0]]
-        added = None if plus is None else _fill(plus[start : start + sizes[0]], sizes)
-        y = _product(
-            _fill(part, sizes), added, weight, bias, activation, scalars, algorithm, is_16_bit
-        )
-        parts.append(y[: part.size(0)])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    each = parts[0]
+    found: list[Tensor] = []
+    for start in range(0, x.size(0), each):
+        part = x[start : start + each]
+        added = None if plus is None else _fill(plus[start : start + each], parts)
+        y = _product(_fill(part, parts), added, weight, bias, activation, scalars, algorithm)
+        found.append(y[: part.size(0)])
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def mixed(
+def mix(
     x: Tensor,  # (N, C)
     y: Tensor,  # (N, C)
     norm_weight: Tensor,
@@ -124,29 +126,29 @@ def mixed(
     up_bias: Tensor | None,
     down_weight: Tensor,
     down_bias: Tensor | None,
-    is_16_bit: bool,
-    sizes: Sizes,
+    parts: Parts,
 ) -> Tensor:  # (N, C)
     """What a ConvNeXt block does behind its convolution, whose result is y: x plus the mixture."""
     mixture = torch.empty_like(x)
     none: Scalars = []
-    for start in range(0, x.size(0), sizes[0]):
-        end = min(start + sizes[0], x.size(0))
-        z = F.layer_norm(_fill(y[start:end], sizes), [y.size(1)], norm_weight, norm_bias, eps)
-        z = _product(z, None, up_weight, up_bias, "gelu", none, "none", is_16_bit)
-        plus = _fill(x[start:end], sizes)
-        z = _product(z, plus, down_weight, down_bias, "none", none, "", is_16_bit)
+    each = parts[0]
+    for start in range(0, x.size(0), each):
+        end = min(start + each, x.size(0))
+        z = F.layer_norm(_fill(y[start:end], parts), [y.size(1)], norm_weight, norm_bias, eps)
+        z = _product(z, None, up_weight, up_bias, "gelu", none, "none")
+        plus = _fill(x[start:end], parts)
+        z = _product(z, plus, down_weight, down_bias, "none", none, "")
         mixture[start:end] = z[: end - start]
     return mixture
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotary embedding of (N, heads · d) by the angles of each frame, (N, 1, d / 2)."""
     a, b = x.view(x.size(0), heads, -1).chunk(2, dim=2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=2).view_as(x)
 
 
-def found_by_row(
+def find_by_row(
     q: Tensor,  # (N, heads · d), with the scale already in it
     k: Tensor,  # (B or 1, heads, longest, d)
     v: Tensor,  # (B, heads, longest, d)
@@ -180,7 +182,7 @@ def _near(scores: Tensor, window: int) -> Tensor:
     )
 
 
-def looked_around(
+def look_around(
     q: Tensor,  # (B, heads, T, d), with the scale already in it
     k: Tensor,
     v: Tensor,
@@ -203,7 +205,7 @@ def looked_around(
     return weights @ v + _near(weights, window) @ near_v
 
 
-def looked_around_by_row(
+def look_around_by_row(
     qkv: Tensor,  # (N, 3 · heads · d)
     near_k: Tensor,
     near_v: Tensor,
@@ -217,7 +219,7 @@ def looked_around_by_row(
         own = qkv[start : start + n].view(1, n, 3, heads, width // heads)
         q, k, v = own.permute(2, 0, 3, 1, 4).unbind(0)
         is_real = torch.ones([1, n], dtype=torch.bool, device=qkv.device)
-        seen = looked_around(q, k, v, near_k, near_v, is_real)
+        seen = look_around(q, k, v, near_k, near_v, is_real)
         found.append(seen.transpose(1, 2).reshape(n, width))
         start += n
     return found[0] if len(found) == 1 else torch.cat(found)

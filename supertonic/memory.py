@@ -7,6 +7,7 @@ what lies between them and is used no more is given back now and then.
 
 import ctypes
 import threading
+import time
 
 # From malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
@@ -39,8 +40,8 @@ def give_back_every(seconds: float) -> None:
     """
 
     def run() -> None:
-        pause = threading.Event()
-        while not pause.wait(seconds):
+        while True:
+            time.sleep(seconds)
             give_back()
 
     threading.Thread(target=run, name="memory", daemon=True).start()

@@ -68,7 +68,7 @@ def check_precision(precision: str, device: str) -> None:
     if precision not in PRECISIONS:
         known = ", ".join(["auto", *PRECISIONS])
         raise ConfigError(f"precision {precision!r} is not supported; this version has {known}")
-    if precision == "float16" and device == "cpu":
+    if precision == "float16" and device.startswith("cpu"):
         raise ConfigError("precision 'float16' needs a GPU; a CPU has float32 and bfloat16")
 
 

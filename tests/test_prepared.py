@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from supertonic import kernels
+from supertonic import kernels, loops
 from supertonic import prepared as prepared_module
 from supertonic.config import ModelConfig
 from supertonic.engine import (
@@ -225,10 +225,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(request: pytest.FixtureRequest, f
     assert largest_error(waveforms(model, batch), alone) <= ROW[form]
 
 
-# Slices
-
-
-LOOPS = ("multiplied", "mixed", "filtered", "found_by_row", "looked_around", "looked_around_by_row")
+LOOPS = ("multiply", "mix", "filter_channels", "find_by_row", "look_around", "look_around_by_row")
 
 
 @pytest.mark.parametrize("form", ROW)
@@ -237,6 +234,8 @@ def test_without_python_in_its_loops_every_bit_is_the_same(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, form: str, rows: int
 ) -> None:
     model, batch = request.getfixturevalue(form), short_mixed_batch(3)
+    if not model.form.packs_weights:
+        pytest.skip("this build of PyTorch has no oneDNN")
     batch = batch if rows == 3 else row(batch, 2)
     quick = waveforms(model, batch)
     calls: set[str] = set()
@@ -251,7 +250,11 @@ def test_without_python_in_its_loops_every_bit_is_the_same(
         monkeypatch.setattr(kernels, name, noted)
     monkeypatch.setattr(prepared_module, "rotate", kernels.rotate.__wrapped__)
     assert all(map(torch.equal, waveforms(model, batch), quick))
-    assert calls >= {"multiplied", "mixed", "filtered"} and any("around" in name for name in calls)
+    assert calls >= {"multiply", "mix", "filter_channels"} and any("around" in one for one in calls)
+    assert "find_by_row" in calls or rows > 1
+
+
+# Slices
 
 
 def test_slices_begin_short_grow_and_cover_every_frame() -> None:
@@ -394,10 +397,20 @@ def test_products_come_in_few_sizes_whatever_the_lengths(dtype: torch.dtype, mos
         pytest.skip("this build of PyTorch has no oneDNN")
     sizes = set()
     for n in range(1, 3000):
-        at_most, fewest, step = form.sizes(n)
-        last = n % at_most or at_most
-        # As `_fill` in supertonic/loops.py rounds them.
-        own = {-(-max(frames, fewest) // step) * step for frames in (min(n, at_most), last)}
+        parts = form.parts(n)
+        starts = range(0, n, parts[0])
+        own = {len(loops._fill(torch.empty(min(parts[0], n - at), 1), parts)) for at in starts}
         assert max(own) <= most and (dtype == torch.float32 or min(own) >= FEWEST)
         sizes |= own
     assert len(sizes) <= SIZES
+
+
+@pytest.mark.parametrize("n", [1, PART - 1, PART, PART + 1, 3 * PART, 3 * PART + 1])
+def test_a_product_in_parts_has_every_frame_once(n: int) -> None:
+    torch.manual_seed(n)
+    form, x, weight, plus = (
+        Form(torch.device("cpu"), torch.float32),
+        *map(torch.randn, ((n, 8), (16, 8), (n, 16))),
+    )
+    found = kernels.Dense(form, weight)(x, plus)
+    torch.testing.assert_close(found, x @ weight.T + plus, atol=1e-5, rtol=1e-5)
