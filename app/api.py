@@ -98,14 +98,24 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     wav = wav_bytes(b"".join(parts), job.sample_rate)
     if output_format == "wav":
         response = Response(wav, content_type="audio/wav")
-        response.headers["X-Warnings"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
+        response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
     else:
         sound = b64encode(wav).decode("ascii")
         response = jsonify({"audio_base64": sound} | file_answer(job, len(wav), facts))
+    return about(response, job)
+
+
+def about(response: Response, job: Job) -> Response:
+    """The answer, with headers that tell of the job what a WAV cannot."""
     response.headers["X-Job-Id"] = job.job_id
     response.headers["X-Seed"] = str(job.request.seed)
     response.headers["X-Sample-Rate"] = str(job.sample_rate)
     return response
+
+
+def in_ascii(text: str) -> str:
+    """For a header: any other character by its number, as in U+00E5."""
+    return "".join(char if char.isascii() else f"U+{ord(char):04X}" for char in text)
 
 
 def check_done(job: Job, item: Ended) -> None:

@@ -13,6 +13,7 @@ from flask import Flask, Response, has_request_context, json, jsonify, request
 from gunicorn.http.errors import ParseException
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
+from wsproto.utilities import RemoteProtocolError
 
 from tasks.places import PlaceAway
 
@@ -26,11 +27,13 @@ TITLES = {
     405: "This method is not offered here",
     409: "Not possible in the present state",
     410: "No longer available",
+    412: "The file is another one",
     413: "The request is too large",
     414: "The address is too long",
     415: "The body must be JSON",
     416: "There is no such range",
     422: "The request holds values that cannot be used",
+    426: "Another version of the protocol is needed",
     429: "Too many requests",
     431: "The headers are too long",
     500: "The server made a mistake",
@@ -161,6 +164,14 @@ def register(app: Flask) -> None:
         logger.error("Redis is full: %s", error)
         detail = "Redis has no memory left for this request; try again when others are done."
         return Problem(503, detail, retry_after_s=10).response()
+
+    @app.errorhandler(RemoteProtocolError)
+    def handshake(error: RemoteProtocolError) -> Response:
+        status = getattr(error.event_hint, "status_code", 400)
+        response = Problem(status, f"This is no handshake of a WebSocket: {error}.").response()
+        if status == 426:
+            response.headers["Sec-WebSocket-Version"] = "13"
+        return response
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import math
 import re
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -12,7 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
-from app.api import check_done, file_answer, speech
+from app.api import about, check_done, file_answer, in_ascii, speech
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
 from app.job_sound import json_with_sound, so_far, whole_file
@@ -68,8 +69,11 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
                 check_done(job, item)
     file, size = _stored(job)
     if output_format == "wav":
-        return whole_file(file, size, job.job_id)
-    return json_with_sound(file_answer(job, size, facts), file, size)
+        response = whole_file(file, size, job.job_id)
+        response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
+    else:
+        response = json_with_sound(file_answer(job, size, facts), file, size)
+    return about(response, job)
 
 
 def _stored(job: Job) -> tuple[BinaryIO, int]:
@@ -100,6 +104,8 @@ def _cursor() -> tuple[float, str] | None:
         return None
     try:
         score, _, job_id = base64.urlsafe_b64decode(text).decode("ascii").partition(" ")
+        if not math.isfinite(float(score)):
+            raise ValueError(score)
         return float(score), job_id
     except (ValueError, binascii.Error):
         raise field_problem("cursor", text, "must be the next_cursor of an answer") from None

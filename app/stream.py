@@ -104,7 +104,7 @@ def _events(
                 name = "paused" if isinstance(item, Paused) else "resumed"
                 yield f'event: {name}\ndata: {{"job_id": "{job.job_id}"}}\n\n'.encode()
             case Ended():
-                yield _ending(job, item, samples)
+                yield _ending(job, item, samples if is_new else _samples_of(speech, job, samples))
 
 
 def cancelling(speech: Speech, job: Job, events: Iterator[bytes]) -> Iterator[bytes]:
@@ -162,6 +162,12 @@ def _chunk_head(job: Job, item: Spoken) -> dict[str, Any]:
         **part,
         **item.facts,
     }
+
+
+def _samples_of(speech: Speech, job: Job, heard: int) -> int:
+    """Of the whole job, for one who came in the middle; what he has heard where the job is gone."""
+    now = speech.store.job(job.job_id)
+    return heard if now is None else now.samples + now.pause_samples
 
 
 def _ending(job: Job, item: Ended, samples: int) -> bytes:

@@ -5,7 +5,8 @@ steps (``work`` in tasks/pace.py), and the workers' measured rate is in the same
 is kept by the scripts that store, publish and end jobs (tasks/scripts.py), so it changes in the
 same step as they do:
 
-- ``supertonic:work:J``: what job J still has to come, by chunk index, and its owner;
+- ``supertonic:work:J``: what job J still has to come, by chunk index, its owner, and whether it
+  is ``held`` because the job is paused, so that the sums are without it;
 - ``supertonic:queued``: sums, of ``first`` and ``later`` chunks of listeners, of ``long`` jobs,
   and of each owner as ``listener:OWNER`` and ``long:OWNER``;
 - ``supertonic:demand``: work of later chunks by the quarter second in which a listener needs it.
@@ -45,11 +46,25 @@ end
 
 local function discharge(job_id, index)
   local key = P .. 'work:' .. job_id
-  local work = redis.call('HGET', key, index)
+  local known = redis.call('HMGET', key, index, 'owner', 'held')
+  local work, owner, is_held = unpack(known)
   if not work then return nil end
   redis.call('HDEL', key, index)
-  book(redis.call('HGET', key, 'owner') or '', work, -1)
+  if not is_held then book(owner or '', work, -1) end
   return work
+end
+
+-- A paused job's work is kept, but not among the sums.
+local function hold(job_id, is_held)
+  local key = P .. 'work:' .. job_id
+  local fields = redis.call('HGETALL', key)
+  if #fields == 0 then return end
+  local owner = redis.call('HGET', key, 'owner') or ''
+  if is_held == (redis.call('HEXISTS', key, 'held') == 1) then return end
+  if is_held then redis.call('HSET', key, 'held', 1) else redis.call('HDEL', key, 'held') end
+  for i = 1, #fields, 2 do
+    if tonumber(fields[i]) then book(owner, fields[i + 1], is_held and -1 or 1) end
+  end
 end
 
 local function open_account(job_id, owner, ttl)
@@ -63,7 +78,8 @@ local function charge(job_id, index, work)
   local key = P .. 'work:' .. job_id
   discharge(job_id, index)
   redis.call('HSET', key, index, work)
-  book(redis.call('HGET', key, 'owner') or '', work, 1)
+  local known = redis.call('HMGET', key, 'owner', 'held')
+  if not known[2] then book(known[1] or '', work, 1) end
 end
 
 local function close_account(job_id)
@@ -87,7 +103,7 @@ local function settle()
     if not lives or #fields == 0 then
       redis.call('DEL', key)
       redis.call('SREM', CHARGED, job_id)
-    elseif state ~= 'paused' then
+    elseif redis.call('HEXISTS', key, 'held') == 0 then
       local owner = redis.call('HGET', key, 'owner') or ''
       for i = 1, #fields, 2 do
         if tonumber(fields[i]) then book(owner, fields[i + 1], 1) end

@@ -132,6 +132,7 @@ class EventStore:
         self._publish = client.register_script(scripts.PUBLISH)
         self._slice = client.register_script(scripts.SLICE)
         self._end = client.register_script(scripts.END)
+        self._end_again = client.register_script(scripts.END_AGAIN)
         self._fail = client.register_script(scripts.FAIL)
         self._look = client.register_script(scripts.LOOK)
         self._begin = client.register_script(scripts.BEGIN)
@@ -160,14 +161,17 @@ class EventStore:
         chunks: Sequence[Chunk],
         messages: Sequence[Envelope] = (),
         limits: Limits | None = None,
+        *,
+        is_known: bool = False,
     ) -> Admission:
         """Store a new job with these chunks to be spoken, all or nothing in one round trip.
 
         Chunks that are kept are published at once; ones that are being computed for somebody else
         will be. ``messages``, one per chunk, go into the queues for the others only; without them
-        the answer's ``to_send`` says which these are. ``limits`` of None let everybody in.
+        the answer's ``to_send`` says which these are. ``limits`` of None let everybody in. A job
+        that ``is_known`` is not counted as a new one.
         """
-        return self._store(job, pieces, ttl_s, chunks, messages, limits)
+        return self._store(job, pieces, ttl_s, chunks, messages, limits, is_known)
 
     def _store(
         self,
@@ -177,8 +181,10 @@ class EventStore:
         chunks: Sequence[Chunk],
         messages: Sequence[Envelope],
         limits: Limits | None,
+        is_known: bool = False,
     ) -> Admission:
         order = {
+            "is_known": is_known,
             "now": round(self._clock() * 1000),
             "owner": job.owner,
             "works": [
@@ -257,6 +263,12 @@ class EventStore:
     def end(self, job_id: str, state: State, error: str = "") -> bool:
         """Bring a job to a final state. False when it has ended before, or is unknown."""
         return bool(self._end(args=[job_id, state.value, error, repr(self._clock())]))
+
+    def end_again(self, job: Job) -> bool:
+        """Bring a job that Redis had lost to the end that it had before."""
+        ended_at = job.finished_at or self._clock()
+        args = [job.job_id, job.state.value, job.error or "", repr(ended_at)]
+        return bool(self._end_again(args=[*args, job.done, job.samples]))
 
     def fail(self, chunk: Chunk, error: str) -> None:
         """A chunk cannot be spoken: end its job, and all others that wait for the same content."""
@@ -451,6 +463,7 @@ def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
         "pause_samples": job.pause_samples,
         "sample_rate": job.sample_rate,
         "created_at": repr(job.created_at),
+        **({} if job.started_at is None else {"started_at": repr(job.started_at)}),
         "warnings": json.dumps(job.warnings, ensure_ascii=False),
         "owner": job.owner,
         "fingerprint": job.fingerprint,

@@ -96,11 +96,14 @@ class JobAdvancer:
             return
         if on_disk.state.is_final and not job.state.is_final:
             # A restore that was killed between telling of the job and of its end.
-            self.store.end(job_id, on_disk.state, on_disk.error or "")
+            self.store.end_again(on_disk)
             return
         if job.state.is_final:
             self._close(job, on_disk, pieces)
             return
+        if on_disk.started_at is None and job.started_at is not None:
+            # Redis may be lost, and what has begun must not seem to begin again.
+            self.files.update(replace(on_disk, started_at=job.started_at), pieces)
         job = self._hold(job)
         with self.files.record(job_id, pieces, job.sample_rate) as recorder:
             self._collect(job, recorder)
@@ -114,12 +117,13 @@ class JobAdvancer:
         logger.info("job restored from disk, Redis lost it", extra=facts(job_id=job.job_id))
         fresh = replace(job, state=State.QUEUED, error=None, finished_at=None)
         chunks = make_chunks(fresh, pieces, range(fresh.count))
-        self.store.admit(fresh, pieces, settings.job_ttl_s, chunks)
+        is_over = job.state.is_final  # then it is not counted as a new one
+        self.store.admit(fresh, pieces, settings.job_ttl_s, chunks, is_known=is_over)
         for index, n_samples in self.files.chunk_lengths(job.job_id).items():
             self.store.mark_published(job.job_id, index, n_samples)
         self.long_jobs.measure_afresh(job.job_id)
-        if job.state.is_final:
-            self.store.end(job.job_id, job.state, job.error or "")
+        if is_over:
+            self.store.end_again(job)
         return self.store.job(job.job_id)
 
     def _hold(self, job: Job) -> Job:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tasks.events import BELL, JOBS, OPEN, EventStore, events_key, job_key, sent_key
+from tasks import demand
+from tasks.events import BELL, JOBS, OPEN, EventStore, events_key, job_key
 from tasks.messages import Job, State
 
 # A pace is what was done in the last minute; where that is less than five chunks, it is what the
@@ -20,28 +21,35 @@ PACE_OLDEST_S = 600.0
 BATCH_S = 0.1
 PAGE = 200
 
-_PAUSE = """
+_PAUSE = (
+    demand.LUA
+    + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], 'state', 'paused')
 redis.call('XADD', KEYS[2], '*', 'type', 'paused')
 local ttl = redis.call('TTL', KEYS[1])
 if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
+hold(ARGV[2], true)
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1
 """
+)
 
-# What was in the queue has been skipped meanwhile, so nothing counts as sent any more.
-_RESUME = """
+# What workers have skipped meanwhile does not count as sent any more (BEGIN in tasks/scripts.py).
+_RESUME = (
+    demand.LUA
+    + """
 if redis.call('HGET', KEYS[1], 'state') ~= 'paused' then return 0 end
 local state = 'queued'
 if redis.call('HEXISTS', KEYS[1], 'started_at') == 1 then state = 'running' end
 redis.call('HSET', KEYS[1], 'state', state, 'pace_since', ARGV[3])
 redis.call('XADD', KEYS[2], '*', 'type', 'resumed')
-redis.call('DEL', KEYS[3])
+hold(ARGV[2], false)
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return 1
 """
+)
 
 
 class LongJobs:
@@ -63,7 +71,7 @@ class LongJobs:
 
     def resume(self, job_id: str) -> bool:
         """Let a paused job go on. False if it is not paused."""
-        keys = [job_key(job_id), events_key(job_id), sent_key(job_id)]
+        keys = [job_key(job_id), events_key(job_id)]
         return bool(self._resume(keys=keys, args=[BELL, job_id, repr(time.time())]))
 
     def measure_afresh(self, job_id: str) -> None:

@@ -68,15 +68,16 @@ local function publish(job_id, index, facts, pcm, ttl, now)
   return 1
 end
 
--- End a job, once. Returns 1, or 0 when it has ended before or is unknown.
-local function finish(job_id, state, reason, now)
+-- End a job, once. Returns 1, or 0 when it has ended before or is unknown. One that ended before
+-- Redis lost it is no news to the totals.
+local function finish(job_id, state, reason, now, is_known)
   local job, news = P .. 'job:' .. job_id, {}
   if not is_open(redis.call('HGET', job, 'state')) then return 0 end
   redis.call('HSET', job, 'state', state, 'error', reason, 'finished_at', now)
   say(job_id, news, 'type', state, 'error', reason)
   local ttl = redis.call('TTL', job)
   if ttl > 0 then redis.call('EXPIRE', P .. 'events:' .. job_id, ttl) end
-  redis.call('HINCRBY', TOTALS, 'jobs_' .. state, 1)
+  if not is_known then redis.call('HINCRBY', TOTALS, 'jobs_' .. state, 1) end
   leave_flights(job_id)
   close_account(job_id)
   ring(job_id, news)
@@ -157,6 +158,18 @@ return 1
 # ARGV: job, state, reason, now.
 END = _LIBRARY + "return finish(unpack(ARGV))"
 
+# A job that Redis has lost, and that had ended before, ends as it did then. ARGV: job, state,
+# reason, when; chunks and samples it had then, of which some may have been removed since.
+END_AGAIN = (
+    _LIBRARY
+    + """
+local job_id, state, reason, ended_at, done, samples = unpack(ARGV)
+if finish(job_id, state, reason, ended_at, true) == 0 then return 0 end
+redis.call('HSET', P .. 'job:' .. job_id, 'done', done, 'samples', samples)
+return 1
+"""
+)
+
 # A chunk cannot be spoken: end its job and all that wait for the same content. ARGV: job, content,
 # reason, now.
 FAIL = (
@@ -208,7 +221,7 @@ if listed_at ~= '' then
   redis.call('ZADD', P .. 'jobs', listed_at, job_id)
   redis.call('ZADD', P .. 'open', listed_at, job_id)
 end
-redis.call('HINCRBY', TOTALS, 'jobs', 1)
+if not order.is_known then redis.call('HINCRBY', TOTALS, 'jobs', 1) end
 if #order.works > 0 then open_account(job_id, order.owner, ttl) end
 local answer = {1, '', wait, 0}
 for i, work in ipairs(order.works) do
@@ -267,6 +280,8 @@ local function begin(job_id, index, content)
     end
     state, published = 'running', 0
   end
+  -- It has left the queue, and is sent again when the job goes on.
+  if state == 'paused' then redis.call('ZREM', P .. 'sent:' .. job_id, index) end
   -- What is not going to be spoken, because its job is paused or over, is no attempt.
   if state ~= 'queued' and state ~= 'running' then return {state, published, 0} end
   local before = redis.call('HMGET', counted, count, by)

@@ -9,6 +9,7 @@ import redis
 
 from tasks.demand import Limits
 from tasks.events import ChunkResult, EventStore
+from tasks.longjobs import LongJobs
 from tasks.messages import Chunk, Job, Kind, State, Urgency
 from tests.examples import a_chunk, a_job, some_pieces
 
@@ -104,6 +105,28 @@ def test_long_jobs_and_owners_have_their_own_sums(store: EventStore) -> None:
     }
     store.mark_published("book", 1, 5)
     assert queued(store)["long"] == 20_000, "brought from disk, so it is not work any more"
+
+
+def test_a_paused_jobs_work_is_not_among_the_sums_and_takes_nothing_from_them(
+    store: EventStore,
+) -> None:
+    long_jobs = LongJobs(store)
+    held = a_stream("held", [10] * 3, Kind.LONG, "ann")
+    admit(store, held)
+    admit(store, a_stream("other", [4] * 2, Kind.LONG, "ann"))
+    others = {"long": 8000, "long:ann": 8000}
+    assert long_jobs.pause("held") and queued(store) == others
+    publish(store, held[1][0])  # was being spoken
+    assert queued(store) == others
+    forget_settling(store)
+    admit(store, a_stream("third", [1], Kind.LONG, "ann"))
+    store.end("third", State.CANCELLED)
+    assert queued(store) == others, "also when the sums are made anew"
+    assert long_jobs.resume("held") and queued(store)["long"] == 28_000
+    assert long_jobs.pause("held") and store.end("held", State.CANCELLED)
+    assert queued(store) == others
+    store.end("other", State.CANCELLED)
+    assert_nothing_is_left(store)
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "failed", "forgotten", "chunk failed"])

@@ -209,6 +209,16 @@ def test_a_chunk_skipped_for_a_pause_is_no_attempt(store: EventStore) -> None:
     assert store.begin([a_chunk("job", 1)], "e") == [(State.QUEUED, False, 1)]
 
 
+def test_what_is_skipped_for_a_pause_is_sent_again_and_the_rest_is_not(store: EventStore) -> None:
+    create(store, count=3, kind=Kind.LONG)
+    long_jobs = LongJobs(store)
+    store.mark_sent("job", range(3))
+    long_jobs.pause("job")
+    store.begin([a_chunk("job", 1)], "a")
+    long_jobs.resume("job")
+    assert store.in_flight("job", 20) == {0, 2}
+
+
 def test_a_paused_job_takes_what_was_being_spoken_and_can_end(store: EventStore) -> None:
     create(store, count=2, kind=Kind.LONG)
     long_jobs = LongJobs(store)

@@ -1,6 +1,7 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
 import base64
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -100,6 +101,14 @@ def test_audio_can_be_fetched_in_ranges(server: Stack) -> None:
     assert part.content == whole[1000:2000]
     beyond = server.get(f"/jobs/{job_id}/audio", headers={"Range": "bytes=999999999-"})
     assert beyond.status_code == 416
+    more = {"Range": f"bytes=-{len(whole) + 1}"}
+    all_of_it = server.get(f"/jobs/{job_id}/audio", headers=more)
+    assert (all_of_it.status_code, all_of_it.content) == (206, whole)
+    for not_offered in ("items=0-1", "bytes=0-1,5-6"):
+        answer = server.get(f"/jobs/{job_id}/audio", headers={"Range": not_offered})
+        assert (answer.status_code, answer.content) == (200, whole)
+    another = server.get(f"/jobs/{job_id}/audio", headers={"If-Match": '"another"'})
+    assert another.status_code == 412 and job_id in another.json()["detail"]
 
 
 def test_audio_of_an_unfinished_job_is_refused_with_its_progress(server: Stack) -> None:
@@ -121,6 +130,53 @@ def test_events_of_a_finished_job_can_be_replayed_from_anywhere(server: Stack) -
     with server.get(f"/jobs/{job_id}/events", headers=headers, stream=True) as response:
         rest = list(read_events(response))
     assert np.array_equal(joined(events[: half + 1] + rest), whole)
+    ends = [one[-1].data for one in (events, rest)]
+    assert ends[0] == ends[1], "it tells of the job, wherever one begins to listen"
+    assert ends[0]["duration_seconds"] == pytest.approx(len(whole) / SAMPLE_RATE, abs=1e-3)
+
+
+def test_who_waits_for_a_file_is_told_of_its_job_like_anybody_else(server: Stack) -> None:
+    body = {"text": "A word in Norwegian: bl\u00e5b\u00e6r.", "seed": 5, "output_format": "wav"}
+    waited = server.post("/synthesize/long?wait=true", body)
+    spoken = server.post("/synthesize", body)
+    for name in ("X-Seed", "X-Sample-Rate", "X-Warnings"):
+        assert waited.headers[name] == spoken.headers[name] != ""
+    assert waited.headers["Location"] == f"/jobs/{waited.headers['X-Job-Id']}"
+
+
+def test_a_restart_changes_nothing_about_jobs_that_had_ended(stack: Stack) -> None:
+    """Redis without persistence: what it knew comes from disk, and is not counted again."""
+    start_slow(stack)
+    finished = submit(stack, 300)
+    done(stack, finished)
+    cancelled = submit(stack, 8000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: appended(stack, cancelled) >= 4)
+    stack.delete(f"/jobs/{cancelled}")
+    running = submit(stack, 20_000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: appended(stack, running) >= 2)
+
+    def told() -> list[dict]:
+        return [stack.get(f"/jobs/{job_id}").json() for job_id in (finished, cancelled)]
+
+    def on_disk() -> dict[str, dict]:
+        paths = (stack.data_dir / "jobs").glob("*/job.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+    wait_for(lambda: on_disk()[cancelled]["state"] == "cancelled")
+    wait_for(lambda: on_disk()[running]["started_at"])
+    before, started_at = told(), stack.get(f"/jobs/{running}").json()["started_at"]
+    assert before[1]["chunks_done"] >= 4 and None not in (before[1]["started_at"], started_at)
+    for name in ("worker", "files", "web", "redis"):
+        stack.kill(name)
+    start_slow(stack)
+    for job_id in (finished, cancelled, running):
+        wait_for(lambda job_id=job_id: stack.redis.exists(f"supertonic:job:{job_id}"), 30)
+    assert told() == before
+    assert stack.get(f"/jobs/{running}").json()["started_at"] == started_at
+    figures = stack.get("/metrics").json()
+    assert figures["total_requests"] == 1, "the running one"
+    assert figures["requests_done"] == figures["requests_cancelled"] == 0
+    stack.delete(f"/jobs/{running}")
 
 
 def test_a_cancelled_job_stops_and_leaves_nothing_behind(server: Stack) -> None:
@@ -241,6 +297,17 @@ def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(slow: Stack) -> 
     for action in ("pause", "resume"):
         refused = slow.post(f"/jobs/{job_id}/{action}")
         assert refused.status_code == 409 and "done already" in refused.json()["detail"]
+
+
+def test_pausing_and_resuming_at_once_queues_nothing_twice(slow: Stack) -> None:
+    job_id = submit(slow, 20_000, target_chunk_chars=100, max_chunk_chars=200)
+    wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
+    for _ in range(20):
+        slow.post(f"/jobs/{job_id}/pause")
+        slow.post(f"/jobs/{job_id}/resume")
+    waiting = slow.redis.llen("low") + slow.redis.hlen("unacked")
+    assert waiting <= 2 * 32, "its window, and some that a worker skipped and that were sent again"
+    slow.delete(f"/jobs/{job_id}")
 
 
 def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
