@@ -102,8 +102,10 @@ class JobAdvancer:
             self._close(job, on_disk, pieces)
             return
         if on_disk.started_at is None and job.started_at is not None:
-            # Redis may be lost, and what has begun must not seem to begin again.
-            self.files.update(replace(on_disk, started_at=job.started_at), pieces)
+            # Redis may be lost, and what has begun must not seem to begin again. This file does not
+            # say whether it is paused.
+            begun = replace(on_disk, state=State.QUEUED, started_at=job.started_at)
+            self.files.update(begun, pieces)
         job = self._hold(job)
         with self.files.record(job_id, pieces, job.sample_rate) as recorder:
             self._collect(job, recorder)
