@@ -55,7 +55,7 @@ def create_speech() -> Response:
     sound = encoder(body.response_format, job.sample_rate, rate)
     parts = cancelling(speech(), job, _sound(speech(), job, pieces, sound))
     # Until the first is there, a failure can still be told by the status.
-    parts = chain([next(parts)], parts)
+    parts = chain([next(parts, b"")], parts)
     if body.stream_format == "sse":
         response = Response(
             _events(speech(), job, parts), content_type="text/event-stream; charset=utf-8"
@@ -82,7 +82,7 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
         pause_s=body.pause_s,
     )
     try:
-        is_streamed = body.response_format in ("pcm", "wav")
+        is_streamed = body.response_format != "flac"
         return speech().submit(native, Kind.STREAM, owner_of(request), is_streamed)
     except Problem as problem:
         for error in problem.errors:
@@ -108,7 +108,8 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
                 raise failure(job, f"the audio of chunk {item.index} was lost")
             case Ended():
                 check_done(job, item)
-    yield sound.finish()
+    if encoded := sound.finish():
+        yield encoded
 
 
 def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -188,5 +188,8 @@ def _schemas() -> dict[str, Any]:
             schema |= known.get(name, {})
             schema["description"] = (ALLOWED | model.allowed)[name]
     # Either of OpenAI's names or ours; more are tolerated than can be listed.
-    schemas["V1Body"]["properties"]["voice"]["enum"] = [*known["voice"]["enum"], *VOICE_NAMES]
+    v1 = schemas["V1Body"]
+    v1["properties"]["voice"]["enum"] = [*known["voice"]["enum"], *VOICE_NAMES]
+    for name in v1["properties"].keys() - v1["required"]:
+        v1["properties"][name] = {"anyOf": [v1["properties"][name], {"type": "null"}]}
     return schemas

@@ -4,7 +4,14 @@ import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import Request, current_app, request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from app.errors import Problem, shorten
 from app.slow import READING
@@ -107,6 +114,12 @@ class V1Body(Body):
     seed: Seed | None = None
     pause_s: Pause = 0.3
     sample_rate: Literal[16000, 22050, 24000, 44100, 48000] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Some clients send every field they know, null where they want nothing."""
+        return {name: value for name, value in data.items() if value is not None}
 
     allowed: ClassVar[dict[str, str]] = {
         "speed": f"a number from {V1_SPEED[0]} to {V1_SPEED[1]}",
