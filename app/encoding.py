@@ -5,7 +5,9 @@ One encoder and one resampler live as long as the sound does, so chunks join wit
 
 import io
 import struct
-from typing import Protocol
+from collections.abc import Iterator
+from tempfile import SpooledTemporaryFile
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
@@ -18,6 +20,9 @@ PCM_RATE = 24_000
 # Ogg Opus knows only a few rates, and this is the highest.
 OPUS_RATE = 48_000
 UNKNOWN_SIZE = 0xFFFFFFFF
+# More of a file that is made before it is sent goes to disk.
+SPOOL_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 18
 
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
@@ -26,6 +31,7 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
+FILE_FORMATS = ("wav", "mp3", "opus", "flac")
 # Of an MP3 whose bits per second change, without its length in front, readers cannot tell where it
 # ends. This much compression gives 112 kbit/s at 44.1 kHz.
 _MP3_OPTIONS = {"bitrate_mode": "CONSTANT", "compression_level": 0.7}
@@ -33,13 +39,13 @@ _FILES = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("F
 
 
 class Encoder(Protocol):
-    """Takes s16le mono PCM, gives bytes of the format as soon as there are some."""
+    """Takes s16le mono PCM, gives bytes of the format as soon as there are some, then the rest."""
 
     rate: int
 
     def encode(self, pcm: bytes) -> bytes: ...
 
-    def finish(self) -> bytes: ...
+    def finish(self) -> Iterator[bytes]: ...
 
 
 def encoder(kind: str, rate_in: int, rate_out: int) -> Encoder:
@@ -48,6 +54,8 @@ def encoder(kind: str, rate_in: int, rate_out: int) -> Encoder:
         return Pcm(rate_in, rate_out)
     if kind == "wav":
         return Wav(rate_in, rate_out)
+    if kind == "flac":
+        return Flac(rate_in, rate_out)
     return File(kind, rate_in, OPUS_RATE if kind == "opus" else rate_out)
 
 
@@ -62,8 +70,8 @@ class Pcm:
     def encode(self, pcm: bytes) -> bytes:
         return self._resample(pcm, is_last=False)
 
-    def finish(self) -> bytes:
-        return self._resample(b"", is_last=True)
+    def finish(self) -> Iterator[bytes]:
+        yield self._resample(b"", is_last=True)
 
     def _resample(self, pcm: bytes, is_last: bool) -> bytes:
         if self._resampler is None:
@@ -88,25 +96,49 @@ class Wav(Pcm):
 
 
 class File(Pcm):
-    """A compressed file. FLAC comes whole at the end, when its beginning can tell its length."""
+    """MP3 or Opus, sent while it is written."""
 
-    def __init__(self, kind: str, rate_in: int, rate_out: int) -> None:
+    def __init__(self, kind: str, rate_in: int, rate_out: int, sink: Any = None) -> None:
         super().__init__(rate_in, rate_out)
+        self.sink: Any = Appended() if sink is None else sink
         container, subtype = _FILES[kind]
         options = _MP3_OPTIONS if kind == "mp3" else {}
-        self._sink = io.BytesIO() if kind == "flac" else Appended()
         self._file = soundfile.SoundFile(
-            self._sink, "w", rate_out, 1, subtype=subtype, format=container, **options
+            self.sink, "w", rate_out, 1, subtype=subtype, format=container, **options
         )
 
     def encode(self, pcm: bytes) -> bytes:
-        self._file.buffer_write(super().encode(pcm), "int16")
-        return self._sink.take() if isinstance(self._sink, Appended) else b""
+        self._write(super().encode(pcm))
+        return self._taken()
 
-    def finish(self) -> bytes:
-        self._file.buffer_write(super().finish(), "int16")
+    def finish(self) -> Iterator[bytes]:
+        self._write(b"".join(super().finish()))
         self._file.close()
-        return self._sink.take() if isinstance(self._sink, Appended) else self._sink.getvalue()
+        yield self._taken()
+
+    def _write(self, pcm: bytes) -> None:
+        self._file.buffer_write(pcm, "int16")
+
+    def _taken(self) -> bytes:
+        taken: bytes = self.sink.take()
+        return taken
+
+
+class Flac(File):
+    """All of it at the end, when its beginning can tell its length; an hour has 100 MB."""
+
+    def __init__(self, rate_in: int, rate_out: int) -> None:
+        super().__init__("flac", rate_in, rate_out, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
+
+    def finish(self) -> Iterator[bytes]:
+        yield from super().finish()
+        self.sink.seek(0)
+        while block := self.sink.read(BLOCK_BYTES):
+            yield block
+        self.sink.close()
+
+    def _taken(self) -> bytes:
+        return b""
 
 
 class Appended:

@@ -14,12 +14,13 @@ from werkzeug.wrappers import Response as AnyResponse
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
 from app.api import about, check_done, file_answer, in_ascii, speech
+from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
-from app.job_sound import json_with_sound, so_far, whole_file
+from app.job_sound import encoded, json_with_sound, so_far, whole_file
 from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
-from supertonic.audio import wav_bytes
+from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_bytes
 from tasks.celery import send_advance
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
@@ -179,31 +180,49 @@ def _held(job: Job, wanted: State) -> Response:
 
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
-    (job, pieces), is_partial = _find(job_id), _flag("partial")
+    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format()
     if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
-        return _sound_so_far(job)
+        return _sound_so_far(job, kind)
     if job.state is not State.DONE:
         detail = f"The job is {job.state.value}; its audio exists once it is done."
         raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
-    if job.kind is Kind.LONG:
-        return whole_file(*_stored(job), job_id)
+    file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
+    if kind == "wav":
+        return whole_file(file, size, job_id)
+    n_samples = (size - WAV_HEADER_BYTES) // BYTES_PER_SAMPLE
+    return encoded(file, n_samples, job.sample_rate, kind)
+
+
+def _kept(job: Job, pieces: list[Piece]) -> tuple[BinaryIO, int]:
+    """A stream that is done, as long as its chunks are in Redis: its WAV, and the size in bytes."""
     parts = []
     for index, piece in enumerate(pieces):
-        pcm = speech().store.audio(job_id, index)
+        pcm = speech().store.audio(job.job_id, index)
         if pcm is None:
             raise Problem(410, "The audio of this job is no longer kept.")
         parts += [pcm, bytes(2 * round(piece.pause_s * job.sample_rate))]
     wav = wav_bytes(b"".join(parts), job.sample_rate)
-    return whole_file(io.BytesIO(wav), len(wav), job_id)
+    return io.BytesIO(wav), len(wav)
 
 
-def _sound_so_far(job: Job) -> Response:
+def _format() -> str:
+    kind = request.args.get("format", "wav")
+    if kind not in FILE_FORMATS:
+        raise field_problem("format", kind, f"must be one of {', '.join(FILE_FORMATS)}")
+    return kind
+
+
+def _sound_so_far(job: Job, kind: str) -> Response:
     n_samples = speech().files.spoken_samples(job.job_id)
     found = speech().files.open_sound(job.job_id) if n_samples else None
     if found is None:
         detail = f"The job is {job.state.value} and nothing of its audio is kept."
         raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
-    return so_far(found[0], n_samples, job.sample_rate)
+    sound = (found[0], n_samples, job.sample_rate)
+    response = so_far(*sound) if kind == "wav" else encoded(*sound, kind)
+    # The same address gives more the next time.
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 @job_routes.get("/jobs/<job_id>/events")

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from flask import Response, request
 from werkzeug.wsgi import wrap_file
 
+from app.encoding import MEDIA_TYPES, OPUS_RATE, encoder
 from app.errors import Problem
 from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_header
 from tasks.jobsound import blocks
@@ -63,8 +64,23 @@ def so_far(file: BinaryIO, n_samples: int, sample_rate: int) -> Response:
     response = Response(body(), mimetype="audio/wav")
     response.call_on_close(file.close)
     response.content_length = WAV_HEADER_BYTES + BYTES_PER_SAMPLE * n_samples
-    # The same address gives more the next time.
-    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def encoded(file: BinaryIO, n_samples: int, sample_rate: int, kind: str) -> Response:
+    """The first ``n_samples`` of a job's sound in another format, encoded while they are sent."""
+    rate = OPUS_RATE if kind == "opus" else sample_rate
+
+    def body() -> Iterator[bytes]:
+        sound = encoder(kind, sample_rate, rate)
+        file.seek(WAV_HEADER_BYTES)
+        for block in blocks(file, BYTES_PER_SAMPLE * n_samples):
+            if part := sound.encode(block):
+                yield part
+        yield from filter(None, sound.finish())
+
+    response = Response(body(), mimetype=MEDIA_TYPES[kind])
+    response.call_on_close(file.close)
     return response
 
 

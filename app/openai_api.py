@@ -108,8 +108,7 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
                 raise failure(job, f"the audio of chunk {item.index} was lost")
             case Ended():
                 check_done(job, item)
-    if encoded := sound.finish():
-        yield encoded
+    yield from filter(None, sound.finish())
 
 
 def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:

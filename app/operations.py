@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from app import answers, schemas
 from app.accepting import MAX_KEY_CHARS
-from app.encoding import MEDIA_TYPES
+from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.dead_letters import MAX_LETTERS
 from tasks.messages import State
 
@@ -118,9 +118,13 @@ OPERATIONS: dict[str, Operation] = {
         "Let a paused job go on", {200: Good("the job", {JSON: answers.JobAnswer})}, (404, 409)
     ),
     "jobs.job_audio": Operation(
-        "The finished WAV, whole or in ranges",
+        "The finished sound; as WAV whole or in ranges",
         {
-            200: Good("the file", {WAV: None}, ("Accept-Ranges", "ETag")),
+            200: Good(
+                "the file",
+                {MEDIA_TYPES[kind]: None for kind in FILE_FORMATS},
+                ("Accept-Ranges", "ETag"),
+            ),
             206: Good("the range", {WAV: None}, ("Content-Range",)),
             304: Good("not changed"),
         },
@@ -128,6 +132,9 @@ OPERATIONS: dict[str, Operation] = {
         parameters=(
             Parameter("Range", RANGE, "such as bytes=0-999", "header"),
             Parameter("partial", FLAG, "what there is of a job that is not done"),
+            Parameter(
+                "format", {"type": "string", "enum": [*FILE_FORMATS]}, "wav if none is given"
+            ),
         ),
     ),
     "jobs.job_events": Operation(

@@ -1,6 +1,7 @@
 """Long jobs: submitted, watched, fetched, cancelled, and carried through every kind of loss."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import soundfile
 
+from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
 from tests.sse import SAMPLE_RATE, joined, read_events, samples_of
@@ -109,6 +112,29 @@ def test_audio_can_be_fetched_in_ranges(server: Stack) -> None:
         assert (answer.status_code, answer.content) == (200, whole)
     another = server.get(f"/jobs/{job_id}/audio", headers={"If-Match": '"another"'})
     assert another.status_code == 412 and job_id in another.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", FILE_FORMATS)
+def test_audio_comes_in_other_formats(server: Stack, kind: str) -> None:
+    job_id = submit(server, 1000, seed=5)
+    done(server, job_id)
+    spoken = samples_of(server.get(f"/jobs/{job_id}/audio").content)
+    answer = server.get(f"/jobs/{job_id}/audio?format={kind}")
+    assert answer.headers["Content-Type"] == MEDIA_TYPES[kind]
+    heard, rate = soundfile.read(io.BytesIO(answer.content), dtype="int16")
+    assert rate == (48_000 if kind == "opus" else SAMPLE_RATE)
+    assert len(heard) / rate == pytest.approx(len(spoken) / SAMPLE_RATE, abs=0.15)
+    if kind in ("wav", "flac"):
+        assert np.array_equal(heard, spoken)
+    else:
+        assert len(answer.content) < len(spoken) and np.abs(heard.astype(int)).max() > 1000
+
+
+def test_a_format_nobody_has_is_refused_with_those_there_are(server: Stack) -> None:
+    job_id = submit(server, 100)
+    done(server, job_id)
+    answer = server.get(f"/jobs/{job_id}/audio?format=aac")
+    assert answer.status_code == 422 and "wav, mp3, opus, flac" in answer.json()["detail"]
 
 
 def test_audio_of_an_unfinished_job_is_refused_with_its_progress(server: Stack) -> None:
@@ -249,6 +275,8 @@ def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
         (job,) = (j for j in stack.get("/jobs").json()["jobs"] if j["characters"] == 50_000)
         with stack.get(f"/jobs/{job['job_id']}/audio", stream=True) as file:
             n_bytes = sum(len(block) for block in file.iter_content(1 << 20))
+        with stack.get(f"/jobs/{job['job_id']}/audio?format=flac", stream=True) as file:
+            assert sum(len(block) for block in file.iter_content(1 << 20)) > 8e6
     assert job["state"] == "done" and n_bytes > 280e6
     assert sound.startswith(b'{"audio_base64": "UklGR') and received > 4 / 3 * n_bytes
     assert base64.b64decode(sound[18:78])[:4] == b"RIFF"
@@ -262,6 +290,7 @@ def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None
     nothing = slow.get(f"/jobs/{job_id}/audio?partial=true")
     wait_for(lambda: appended(slow, job_id) >= 4)
     early = slow.get(f"/jobs/{job_id}/audio?partial=true")
+    as_flac = slow.get(f"/jobs/{job_id}/audio?partial=true&format=flac")
     assert early.status_code == 200 and early.headers["Cache-Control"] == "no-store"
     assert nothing.status_code in (200, 409)
     assert slow.get(f"/jobs/{job_id}/audio").status_code == 409
@@ -271,6 +300,8 @@ def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None
     whole = samples_of(slow.get(f"/jobs/{job_id}/audio").content, paced)
     assert 4 * 15_000 <= len(first) < len(whole)
     assert np.array_equal(first, whole[: len(first)])
+    second, _ = soundfile.read(io.BytesIO(as_flac.content), dtype="int16")
+    assert len(first) <= len(second) and np.array_equal(second, whole[: len(second)])
     after = slow.get(f"/jobs/{job_id}/audio?partial=true")
     assert np.array_equal(samples_of(after.content, paced), whole)
 

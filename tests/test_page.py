@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import requests
+import soundfile
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.stack import wait_for
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 DRIVER = shutil.which("chromedriver") or "/usr/bin/chromedriver"
@@ -192,7 +195,9 @@ def test_text_without_words_is_explained_beside_the_text_box(page: Page) -> None
     assert not page.find("#error-text").is_displayed()
 
 
-def test_a_long_job_ends_in_a_file_that_survives_a_reload(page: Page, server: Any) -> None:
+def test_a_long_job_ends_in_a_file_that_survives_a_reload(
+    page: Page, server: Any, tmp_path: Path
+) -> None:
     page.set(text=TWO_CHUNKS * 3, speed=2)
     page.find("#submit-job").click()
     page.wait("document.querySelector('#jobs li')")
@@ -204,6 +209,11 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(page: Page, server: An
     page.find(f"{row} .actions button").click()
     page.wait(f"document.querySelector('{row} audio')?.duration > 1")
     page.wait(f"document.querySelector('{row} audio').currentTime > 0.2")
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    page.find(f"{row} [aria-label^='Download MP3']").click()
+    wait_for((tmp_path / f"{job}.mp3").exists, 20)
+    assert soundfile.info(tmp_path / f"{job}.mp3").duration > 1
     assert page.console_errors() == []
 
 

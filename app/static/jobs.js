@@ -97,15 +97,15 @@ export class Jobs {
       made.addEventListener("click", () => act().catch(this.onProblem));
       return made;
     };
-    const file = `${job.job_id}.wav`;
+    const save = (query, kind) => async () =>
+      saveAs(await this.#source(job.links.audio + query), `${job.job_id}.${kind}`);
     row.soFar = null;
     if (OPEN.has(job.state)) {
       // Its button is replaced by its opposite: whoever pressed it finds the focus there again.
       const hadFocus = actions.contains(document.activeElement);
       const hold = job.state === "paused" ? "resume" : "pause";
       const holding = button(hold === "pause" ? "Pause" : "Resume", () => this.#hold(job, hold));
-      row.soFar = button("Download so far", async () =>
-        saveAs(await this.#source(`${job.links.audio}?partial=true`), file));
+      row.soFar = button("Download so far", save("?partial=true", "wav"));
       row.soFar.hidden = !job.chunks_done;
       actions.replaceChildren(holding, row.soFar, button("Cancel", () => this.#delete(job)));
       if (hadFocus) holding.focus();
@@ -115,7 +115,8 @@ export class Jobs {
     if (job.state !== "done") return actions.replaceChildren(remove);
     actions.replaceChildren(
       button("Listen", () => this.#listen(job, player, name)),
-      button("Download", async () => saveAs(await this.#source(job.links.audio), file)),
+      button("Download WAV", save("", "wav")),
+      button("Download MP3", save("?format=mp3", "mp3")),
       remove,
     );
   }
