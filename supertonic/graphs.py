@@ -1,4 +1,4 @@
-"""The prepared model on a GPU: a whole batch as one CUDA graph.
+"""The prepared model on a GPU: a whole batch as two CUDA graphs, one of them for the durations.
 
 A batch of one row is some two thousand operations of a few microseconds each, and telling the GPU
 about them one by one takes longer than computing them. A CUDA graph is told once and replayed, but
@@ -29,6 +29,8 @@ MOST_STEPS = 8
 MOST_MISSED = 32
 # Of the device's memory, what graphs may hold.
 MEMORY_SHARE = 0.25
+# Each holds thousands of operations, on the host too, whatever its tensors are.
+MOST_GRAPHS = 256
 
 
 def round_up(n: int, least: int = 16) -> int:
@@ -47,13 +49,17 @@ class Shape:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Shape":
-        """The smallest that these rows fit, with one row more at least, for what is filled up."""
+        """The smallest that these rows fit, with rows more for what is filled up: each of them has
+        one position at least, and none is longer than the longest.
+        """
         longest = 1 << max(5, (max(lengths) - 1).bit_length())
-        total = round_up(sum(lengths) + 1)
-        rest = total - sum(lengths)
-        rows = 1 << (len(lengths) + -(-rest // longest) - 1).bit_length()
-        # Each row has one position at least.
-        return cls(rows, round_up(sum(lengths) + rows - len(lengths)), longest)
+        rows = 1 << (len(lengths) - 1).bit_length()
+        while True:
+            more = rows + max(1, rows // 8) - len(lengths)
+            total = round_up(sum(lengths) + more)
+            if total - sum(lengths) <= more * longest:
+                return cls(len(lengths) + more, total, longest)
+            rows *= 2
 
     def fill(self, lengths: Sequence[int]) -> list[int]:
         """The lengths, and those of the rows that fill the shape."""
@@ -141,24 +147,20 @@ Capture = Callable[[Callable[[], Tensor]], Captured]
 
 
 class CudaGraph:
-    """`Captured` on a GPU. All graphs share the memory for what they compute on the way."""
+    """`Captured` on a GPU. All graphs share the memory for what they compute on the way: `pool`."""
 
-    _pools: dict[torch.device, Any] = {}
-
-    def __init__(self, compute: Callable[[], Tensor], device: torch.device) -> None:
-        if device not in self._pools:
-            self._pools[device] = (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-        pool, stream = self._pools[device]
-        stream.wait_stream(torch.cuda.current_stream(device))
+    def __init__(self, compute: Callable[[], Tensor], pool: Any, stream: torch.cuda.Stream) -> None:
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
             compute()  # libraries get their workspaces outside of the graph
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_reserved(device)
+        torch.cuda.synchronize(stream.device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+            # Not sooner: what nobody uses has just been given back.
+            before = torch.cuda.memory_reserved(stream.device)
             self.output = compute()
         own = self.output.numel() * self.output.element_size()
-        self.n_bytes = max(own, torch.cuda.memory_reserved(device) - before)
+        self.n_bytes = max(own, torch.cuda.memory_reserved(stream.device) - before)
 
     def replay(self) -> None:
         self._graph.replay()
@@ -180,11 +182,12 @@ class Miss:
 
 
 class GraphCache:
-    """Which graphs are kept: the latest used, within a limit of bytes; and which are missed."""
+    """Which graphs are kept: the latest used, within limits; and which are missed."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.missed: OrderedDict[Hashable, Miss] = OrderedDict()
+        self.refused: set[Hashable] = set()  # of these no graph could be made
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
 
     def get(self, key: Hashable) -> Entry | None:
@@ -193,6 +196,8 @@ class GraphCache:
         return self._entries.get(key)
 
     def miss(self, key: Hashable, compute: Callable[[Inputs], Tensor], inputs: Inputs) -> None:
+        if key in self.refused:
+            return
         missed = self.missed.setdefault(key, Miss(compute, inputs))
         missed.count += 1
         self.missed.move_to_end(key)
@@ -208,7 +213,7 @@ class GraphCache:
     def put(self, key: Hashable, entry: Entry) -> None:
         """Keep a graph, and let go of those that were not used for longest."""
         self._entries[key] = entry
-        while len(self._entries) > 1 and self.n_bytes > self.limit_bytes:
+        while len(self) > 1 and (len(self) > MOST_GRAPHS or self.n_bytes > self.limit_bytes):
             self._entries.popitem(last=False)
 
     @property
@@ -227,7 +232,7 @@ class Graphs:
         limit = 1 << 30
         if self.device.type == "cuda":
             limit = int(MEMORY_SHARE * torch.cuda.get_device_properties(self.device).total_memory)
-        self.capture = capture or (lambda compute: CudaGraph(compute, self.device))
+        self.capture = capture or self._captured_on_gpu
         self.cache = GraphCache(limit)
         self._drawing = ThreadPoolExecutor(8, "noise")
 
@@ -268,7 +273,12 @@ class Graphs:
         missed = self.cache.take_most_missed()
         if missed is None:
             return False
-        self._make(*missed)
+        try:
+            self._make(*missed)
+        except Exception:
+            # Not again at every miss.
+            self.cache.refused.add(missed[0])
+            raise
         return True
 
     def _durations(self, texts: list[Tensor], batch: Batch) -> list[int]:
@@ -320,6 +330,14 @@ class Graphs:
             entry.inputs[name].copy_(_pinned(tensor, self.device), non_blocking=True)
         entry.captured.replay()
         return entry.captured.output
+
+    @cached_property
+    def _pool(self) -> tuple[Any, torch.cuda.Stream]:
+        """Memory and stream of all captures."""
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def _captured_on_gpu(self, compute: Callable[[], Tensor]) -> Captured:
+        return CudaGraph(compute, *self._pool)
 
     @torch.inference_mode()
     def _make(self, key: Hashable, missed: Miss) -> None:

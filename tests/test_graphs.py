@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from supertonic.engine import load_engine
-from supertonic.graphs import MOST_MISSED, DeviceRows, Entry, GraphCache, Graphs, Shape, round_up
+from supertonic.graphs import (
+    MOST_GRAPHS,
+    MOST_MISSED,
+    DeviceRows,
+    Entry,
+    GraphCache,
+    Graphs,
+    Shape,
+    round_up,
+)
 from supertonic.kernels import Rows
 from supertonic.model import Batch
 from supertonic.prepared import Prepared
@@ -77,7 +86,15 @@ def test_sizes_lie_an_eighth_apart() -> None:
 @pytest.mark.parametrize("seed", range(50))
 def test_a_shape_holds_its_rows_and_at_least_one_that_fills_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, rng.integers(2, 1000), rng.integers(1, 65)).tolist()
+    check_shape(rng.integers(1, rng.integers(2, 1000), rng.integers(1, 65)).tolist())
+
+
+@pytest.mark.parametrize("lengths", [[136] * 29 + [151], [235] * 61, [100] * 32, [1000] * 64, [1]])
+def test_a_shape_holds_rows_that_nearly_fill_it(lengths: list[int]) -> None:
+    check_shape(lengths)
+
+
+def check_shape(lengths: list[int]) -> None:
     shape = Shape.of(lengths)
     filled = shape.fill(lengths)
     assert filled[: len(lengths)] == lengths
@@ -138,6 +155,20 @@ def test_a_graph_made_when_idle_serves_the_next_batches_of_its_shape(tiny: Prepa
     assert [graph.replays for graph in made] == [2, 2]
 
 
+def test_a_graph_that_cannot_be_made_is_not_tried_again(tiny: Prepared) -> None:
+    def capture(compute: Callable[[], Tensor]) -> Again:
+        raise RuntimeError("out of memory")
+
+    graphs, batch = Graphs(tiny, capture), some_batch(2)
+    for _ in range(2):
+        assert same(graphs.speak(batch), spoken_by_the_model(tiny, batch))
+        for missed in list(graphs.cache.missed):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                graphs.idle()
+            assert missed not in graphs.cache.missed
+    assert len(graphs.cache.refused) == 2
+
+
 def test_many_steps_run_without_a_graph(tiny: Prepared) -> None:
     graphs = Graphs(tiny, Again)
     batch = replace(some_batch(1), steps=[20])
@@ -164,6 +195,13 @@ def test_the_graphs_not_used_for_longest_go_when_the_memory_is_spent() -> None:
     assert cache.n_bytes == 80
     cache.put("d", entry(500))
     assert len(cache) == 1 and cache.get("d") is not None
+
+
+def test_there_are_never_more_graphs_than_so_many() -> None:
+    cache = GraphCache(limit_bytes=10**9)
+    for key in range(MOST_GRAPHS + 5):
+        cache.put(key, entry(1))
+    assert len(cache) == MOST_GRAPHS and cache.get(4) is None and cache.get(5) is not None
 
 
 def test_what_is_missed_most_is_made_first_and_little_is_remembered() -> None:
