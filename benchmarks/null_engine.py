@@ -37,8 +37,8 @@ class NullEngine:
         tone = 0.1 * np.sin(np.arange(n_samples) * (2 * np.pi * 220 / SAMPLE_RATE))
         self.audio = Audio(tone.astype(np.float32), SAMPLE_RATE)
 
-    def warm_up(self) -> None:
-        """There is nothing to warm."""
+    def check(self) -> None:
+        """It always works."""
 
     def synthesize(
         self,

@@ -56,7 +56,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from supertonic.doctor import Level, examine
 
     failed = False
-    for verdict in examine(arguments.model, arguments.model_dir, arguments.device):
+    for verdict in examine(*_choice(arguments)):
         print(f"{verdict.level:<4}  {verdict.sentence}", flush=True)
         failed = failed or verdict.level is Level.FAIL
     return int(failed)
@@ -71,7 +71,7 @@ def run_say(arguments: argparse.Namespace) -> int:
     if not arguments.out.parent.is_dir():
         raise SupertonicError(f"{arguments.out}: there is no directory {arguments.out.parent}")
     chunks = split_text(arguments.text, arguments.language)
-    engine = load_engine(arguments.model, arguments.model_dir, device=arguments.device)
+    engine = load_engine(*_choice(arguments))
     utterances = [
         Utterance(
             text=chunk.text,
@@ -106,6 +106,11 @@ def run_say(arguments: argparse.Namespace) -> int:
         f"(RTF {seconds / audio_s:.3f}) by {engine.name} on {engine.device}, seed {seed}"
     )
     return 0
+
+
+def _choice(arguments: argparse.Namespace) -> tuple[str, Path, str, str]:
+    """Which engine, as `load_engine` takes it."""
+    return arguments.model, arguments.model_dir, arguments.device, arguments.precision
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
             help="auto, tiny, supertonic-2 or a directory",
         )
         reader.add_argument("--device", default=_setting("DEVICE", "auto"))
+        reader.add_argument("--precision", default=_setting("PRECISION", "auto"))
 
     say.add_argument("text")
     say.add_argument("--voice", default="F1")

@@ -43,7 +43,9 @@ LIKENESS = 0.5  # correlation of loudness over time; below it, few and many step
 ENVELOPE_S = 0.02
 
 
-def check_model(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
+def check_model(
+    model: str, model_dir: Path, device: str, precision: str = "auto"
+) -> Iterator[Verdict]:
     """Load what a worker would load, then look at its numbers and listen to it by machine.
 
     Raises SupertonicError when it cannot be loaded at all.
@@ -72,7 +74,7 @@ def check_model(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
     missing = [voice for voice in VOICES if voice not in styles]
     yield warn(f"no voice {', '.join(missing)}") if missing else ok(f"{len(styles)} voices load")
 
-    engine = load_engine(model, model_dir, device=device)
+    engine = load_engine(model, model_dir, device, precision)
     yield ok(f"the engine is {engine.name} on {engine.device} in {engine.precision}")
     if engine.is_builtin:
         yield warn(engine.description)
@@ -149,6 +151,8 @@ def check_speech(engine: Engine, wish: Callable[[str], Verdict]) -> Iterator[Ver
     yield ok(sentence) if likeness >= LIKENESS else wish(f"{sentence}, expected {LIKENESS} or more")
 
 
+# On a GPU convolutions would otherwise round to ten bits.
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 @torch.inference_mode()
 def check_rows(network: Supertonic, styles: dict[str, Style], device: str) -> Iterator[Verdict]:
     """An utterance must sound the same alone, in a batch, and with padding behind it."""

@@ -57,7 +57,7 @@ def fail(sentence: str) -> Verdict:
     return Verdict(Level.FAIL, sentence)
 
 
-def examine(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
+def examine(model: str, model_dir: Path, device: str, precision: str = "auto") -> Iterator[Verdict]:
     """Everything worth knowing about this installation, the quick answers first."""
     yield _python()
     yield from map(_package, PACKAGES)
@@ -73,7 +73,7 @@ def examine(model: str, model_dir: Path, device: str) -> Iterator[Verdict]:
     from supertonic.checkup import check_model
 
     try:
-        yield from check_model(model, model_dir, device)
+        yield from check_model(model, model_dir, device, precision)
     except SupertonicError as error:
         yield fail(str(error))
 

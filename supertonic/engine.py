@@ -6,6 +6,7 @@ gets for an utterance depends on that utterance alone, never on what else was in
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -144,7 +145,8 @@ class Engine:
 
         A text that is longer than the model can follow is spoken in parts.
 
-        Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed.
+        Raises EmptyText, UnknownLanguage, UnknownVoice, or ValueError for steps, speed or seed;
+        FloatingPointError when the model computes what is no sound.
         """
         for utterance in utterances:
             self._check(utterance)
@@ -208,10 +210,10 @@ class Engine:
     def _run(self, text_ids: list[list[int]], utterances: list[Utterance]) -> list[Audio]:
         if self.graphs is not None:
             rows = self.graphs.speak(self.collate(text_ids, utterances, "cpu"))
-            return [Audio(samples, self.sample_rate) for samples in rows]
+            return [Audio(_finite(samples), self.sample_rate) for samples in rows]
         waveforms, n_samples = self.model(self.collate(text_ids, utterances))
         return [
-            Audio(waveform[:n].copy(), self.sample_rate)
+            Audio(_finite(waveform[:n].copy()), self.sample_rate)
             for waveform, n in zip(waveforms.cpu().numpy(), n_samples, strict=True)
         ]
 
@@ -227,7 +229,7 @@ class Engine:
                 row, samples = slices.send(is_hurried)
             except StopIteration:
                 break
-            piece = samples.cpu().numpy()
+            piece = _finite(samples.cpu().numpy())
             if started:  # the first slice's time holds the whole way to the latent
                 computing_s += time.perf_counter() - started
                 audio_s += len(piece) / self.sample_rate
@@ -242,11 +244,18 @@ class Engine:
         """How much sooner a listener hears something when so much audio is made in slices."""
         return self.slices.save_s(audio_s)
 
+    def check(self) -> None:
+        """Speak something harmless; raises if that does not work."""
+        self.synthesize([self._hello])
+
+    @property
+    def _hello(self) -> Utterance:
+        return Utterance("Hello, this is me.", "en", self.voices[0], 2, 1.0, 0, 0)
+
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for memory and kernels to be set up."""
-        hello = Utterance("Hello, this is me.", "en", self.voices[0], 2, 1.0, 0, 0)
-        self.synthesize([hello])
-        self.synthesize([hello], lambda i, samples: None)
+        self.check()
+        self.synthesize([self._hello], lambda i, samples: None)
         if self.graphs is not None:
             self._warm_up_graphs(self.graphs)
 
@@ -318,6 +327,13 @@ class _Slicing:
         return is_hurried
 
 
+def _finite(samples: np.ndarray) -> np.ndarray:
+    """The samples; in 16 bit they would be silence, and nobody would know."""
+    if not np.isfinite(samples).all():
+        raise FloatingPointError("the model's samples are not all finite; try another precision")
+    return samples
+
+
 def joined(parts: Sequence[Audio]) -> Audio:
     """One after the other."""
     if len(parts) == 1:
@@ -341,13 +357,12 @@ def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:
 
 
 def plan_passes(sizes: Sequence[float], size_per_pass: float) -> list[list[int]]:
-    """Which rows are computed together: similar sizes, padded total at most `size_per_pass`.
-
-    A row that is larger than that alone gets a pass of its own.
+    """Which rows are computed together: similar sizes, as many as would make at most
+    `size_per_pass` if all were like the largest of them. One above that gets a pass of its own.
     """
     passes: list[list[int]] = []
     for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
-        # Sorted, so this row is the longest so far and decides the padding of the others.
+        # Sorted, so this row is the largest so far.
         if passes and sizes[row] * (len(passes[-1]) + 1) <= size_per_pass:
             passes[-1].append(row)
         else:
@@ -464,13 +479,15 @@ def load_engine(
 
 
 def resolve_device(device: str) -> str:
-    available = torch.cuda.is_available()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return "cuda" if available else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
+        return "cuda" if count else "cpu"
+    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if known is None:
         raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda, cuda:<number>")
-    if device.startswith("cuda") and not available:
-        raise ConfigError(f"device {device!r} was asked for, but no CUDA device is available")
+    if device != "cpu" and int(known[1] or 0) >= count:
+        there = ", ".join(f"cuda:{number}" for number in range(count)) or "none"
+        raise ConfigError(f"device {device!r} was asked for; CUDA devices here: {there}")
     return device
 
 

@@ -75,7 +75,8 @@ def check_precision(precision: str, device: str) -> None:
 def has_fast_bfloat16(device: str = "cpu") -> bool:
     """Whether this device multiplies bfloat16 itself. Without, it is slower than float32."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -67,7 +67,7 @@ class Synthesizer(Protocol):
     def slices_save_s(self, audio_s: float) -> float:
         """How much sooner somebody hears something when so much audio is made in slices."""
 
-    def warm_up(self) -> None:
+    def check(self) -> None:
         """Speak something harmless; raises if the engine cannot."""
 
 
@@ -272,7 +272,7 @@ class Speaker:
         A worker whose device is lost fails fast, so it would draw and fail everybody's chunks.
         """
         try:
-            self.engine.warm_up()
+            self.engine.check()
         except Exception as error:
             raise EngineBroken(f"cannot speak anything: {error}") from error
 

@@ -305,6 +305,8 @@ def test_a_directory_without_weights_is_an_error_that_names_the_command(tmp_path
             "precision 'int4' is not supported; this version has auto, float32",
         ),
         ({"device": "abacus"}, "device 'abacus' is not one of auto, cpu, cuda"),
+        ({"device": "cpu:0"}, "device 'cpu:0' is not one of auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "device 'cuda:99' was asked for; CUDA devices here: "),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(arguments: dict[str, str], message: str) -> None:
@@ -364,3 +366,13 @@ def test_what_slices_save_is_measured_and_grows_with_the_audio(tiny: Engine) -> 
     tiny.warm_up()
     assert tiny.slices_save_s(0.2) == 0.0
     assert 0 < tiny.slices_save_s(2.0) < tiny.slices_save_s(8.0)
+
+
+def test_what_is_no_sound_is_an_error_and_not_silence() -> None:
+    engine = load_engine("tiny", device="cpu")
+    style = engine._styles["M1"]
+    engine._styles["M1"] = replace(style, ttl=np.full_like(style.ttl, np.nan))
+    utterance = Utterance("Hello.", "en", "M1", 2, 1.0, 1, 0)
+    for on_slice in (None, lambda i, samples: None):
+        with pytest.raises(FloatingPointError, match="not all finite"):
+            engine.synthesize([utterance], on_slice)

@@ -42,14 +42,14 @@ class Breaking:
             raise RuntimeError("the device choked")
         return self.engine.synthesize(list(utterances), cores=cores)
 
-    def warm_up(self) -> None:
-        self.engine.warm_up()
+    def check(self) -> None:
+        self.engine.check()
 
 
 class Broken(Breaking):
     """The engine after its device was lost: nothing works any more."""
 
-    def warm_up(self) -> None:
+    def check(self) -> None:
         raise RuntimeError("the device is gone")
 
 
