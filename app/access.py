@@ -11,6 +11,8 @@ from app.limits import SpeechLimit, Standing
 
 # Open to everybody even where API keys are set: nothing here costs speech or shows a job.
 PUBLIC = {"/", "/ui", "/livez", "/readyz", "/voices", "/metrics", "/openapi.json"}
+# Open WebUI asks for these without a key. The list of models stays closed: clients try keys there.
+PUBLIC |= {"/v1/audio/voices", "/v1/audio/models"}
 ADMIN_PATHS = {"/config/batch", "/dead-letters"}
 # Each of these makes speech, so each counts against a rate limit, well-formed or not.
 SPEAKING = {"/synthesize", "/synthesize/stream", "/synthesize/long", "/v1/audio/speech"}
@@ -39,14 +41,17 @@ def owner_of(incoming: Request) -> str:
     """
     if not keyring().are_needed:
         return ""
-    key = keyring().find(_given_key(incoming))
+    given = _given_key(incoming)
+    key = keyring().find(given)
     if key is None:
-        raise _no_key()
+        raise _refused(
+            "The key that was sent is none of this server's" if given else "A key is needed"
+        )
     return key.fingerprint
 
 
-def _no_key() -> Problem:
-    return Problem(401, "Send one of this server's keys as `Authorization: Bearer KEY`.")
+def _refused(why: str) -> Problem:
+    return Problem(401, f"{why}; send one of its keys as `Authorization: Bearer KEY`.")
 
 
 def check_access() -> None:
@@ -86,7 +91,7 @@ class Visitor:
             Problem: 401 when the key was revoked meanwhile, 429 when the rate limit is reached.
         """
         if self.owner and not self._keyring.knows(self.owner):
-            raise _no_key()
+            raise _refused("The key is no longer one of this server's")
         self._limit.count(self.owner or self._address)
 
 

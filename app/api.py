@@ -170,7 +170,7 @@ def index() -> AnyResponse:
 def voices() -> Response:
     workers = speech().workers()
     defaults = {
-        name: SpeechBody.model_fields[name].default
+        name: SpeechBody.model_fields[name].get_default(call_default_factory=True)
         for name in ("voice", "language", "steps", "speed", "pause_s")
     }
     return jsonify(

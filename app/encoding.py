@@ -17,8 +17,8 @@ from supertonic.audio import wav_bytes
 
 # What the OpenAI interface means by pcm.
 PCM_RATE = 24_000
-# Ogg Opus knows only a few rates, and this is the highest.
-OPUS_RATE = 48_000
+# Opus knows only a few rates, and this is the highest.
+OPUS_RATE, OPUS_RATES = 48_000, (16_000, 24_000, 48_000)
 UNKNOWN_SIZE = 0xFFFFFFFF
 # More of a file that is made before it is sent goes to disk.
 SPOOL_BYTES = 4 << 20
@@ -56,7 +56,7 @@ def encoder(kind: str, rate_in: int, rate_out: int) -> Encoder:
         return Wav(rate_in, rate_out)
     if kind == "flac":
         return Flac(rate_in, rate_out)
-    return File(kind, rate_in, OPUS_RATE if kind == "opus" else rate_out)
+    return File(kind, rate_in, rate_out)
 
 
 class Pcm:

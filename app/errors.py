@@ -45,6 +45,7 @@ TITLES = {
 # What OpenAI calls some of them.
 ENVELOPED_AS_400 = {413, 415, 422}
 CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class Problem(Exception):
@@ -81,7 +82,7 @@ class Problem(Exception):
     def envelope(self) -> dict[str, Any]:
         """The same as OpenAI's clients expect it."""
         status = self.envelope_status
-        kind = "server_error" if status >= 500 else "invalid_request_error"
+        kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
         field = self.errors[0]["field"] if self.errors else None
         code = CODES.get(self.status)
         return {"error": {"message": self.detail, "type": kind, "param": field, "code": code}}

@@ -153,7 +153,7 @@ class Speech:
             started_at=None,
             finished_at=None,
             error=None,
-            warnings=warnings(body.text),
+            warnings=warnings(body.text, body.language),
             owner=owner,
             slices=slices,
             fingerprint=self._shared_fingerprint(body, kind, workers),

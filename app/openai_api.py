@@ -5,7 +5,9 @@ OpenAI's envelope (``app/errors.py``), and fields nobody knows are ignored as th
 """
 
 import base64
+import errno
 import json
+import logging
 import math
 import secrets
 from collections.abc import Iterator
@@ -15,14 +17,18 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from app.access import owner_of
-from app.api import check_done, speech, voices_of
-from app.encoding import MEDIA_TYPES, PCM_RATE, Encoder, encoder
+from app.api import check_done, in_ascii, speech, voices_of
+from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, encoder
 from app.errors import Problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
 from app.stream import cancelling, failure
+from supertonic.voices import VOICES
+from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece
+
+logger = logging.getLogger(__name__)
 
 openai_api = Blueprint("openai", __name__)
 
@@ -42,16 +48,22 @@ VOICE_NAMES = {
     "shimmer": "F5",
     "verse": "M1",
 }
+OWN_NAMES = VOICE_NAMES | {name.lower(): name for name in VOICES}
 # There is one model; these names choose how many steps it takes, any other takes the fewest.
-MODEL_STEPS = {"tts-1": 2, "tts-1-hd": 5}
+MODEL_STEPS = {"tts-1": 2, "tts-1-hd": 5, "gpt-4o-mini-tts": 2}
 CREATED = 1_767_225_600
+# Of sound in one event: line readers stop at 64 KB, or 512.
+EVENT_BYTES = 24_576
 
 
 @openai_api.post("/v1/audio/speech")
 def create_speech() -> Response:
     body = validate(V1Body, read_json(request))
     job, pieces = _submit(body)
-    rate = body.sample_rate or (PCM_RATE if body.response_format == "pcm" else job.sample_rate)
+    usual = {"pcm": PCM_RATE, "opus": OPUS_RATE}.get(body.response_format, job.sample_rate)
+    rate = body.sample_rate or usual
+    if body.response_format == "opus" and rate not in OPUS_RATES:
+        rate = OPUS_RATE
     sound = encoder(body.response_format, job.sample_rate, rate)
     parts = cancelling(speech(), job, _sound(speech(), job, pieces, sound))
     # Until the first is there, a failure can still be told by the status.
@@ -61,19 +73,21 @@ def create_speech() -> Response:
             _events(speech(), job, parts), content_type="text/event-stream; charset=utf-8"
         )
     else:
-        response = Response(parts, content_type=MEDIA_TYPES[body.response_format])
+        whole = _broken_off_quietly(job, parts)
+        response = Response(whole, content_type=MEDIA_TYPES[body.response_format])
     response.headers["Cache-Control"] = "no-cache, no-transform"
     response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Job-Id"] = job.job_id
     response.headers["X-Seed"] = str(job.request.seed)
     response.headers["X-Sample-Rate"] = str(sound.rate)
+    response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
     return response
 
 
 def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
     native = SpeechBody(
         text=body.input,
-        voice=VOICE_NAMES.get(body.voice.lower(), body.voice),
+        voice=OWN_NAMES.get(body.voice.lower(), body.voice),
         language=body.language,
         steps=body.steps or MODEL_STEPS.get(body.model, MODEL_STEPS["tts-1"]),
         # OpenAI's range is wider; the nearest speed is better than none.
@@ -89,6 +103,8 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
             if error["field"] == "text":
                 error["field"] = "input"
                 problem.detail = problem.detail.replace("text:", "input:", 1)
+            elif error["field"] == "voice":
+                problem.detail += f", or of {', '.join(VOICE_NAMES)}"
         raise
 
 
@@ -111,14 +127,24 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
     yield from filter(None, sound.finish())
 
 
+def _broken_off_quietly(job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts; when they cannot go on the connection breaks, as if it were reset: what happened
+    is in the log already, or somebody wanted it.
+    """
+    try:
+        yield from parts
+    except Problem as problem:
+        logger.info("broken off: %s", problem.detail, extra=facts(job_id=job.job_id))
+        raise ConnectionResetError(errno.ECONNRESET, problem.detail) from problem
+
+
 def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:
     """OpenAI's events. There are no tokens here: characters go in, seconds of sound come out."""
-    n_bytes = 0
     try:
         for part in parts:
-            n_bytes += len(part)
-            delta = base64.b64encode(part).decode("ascii")
-            yield _event({"type": "speech.audio.delta", "audio": delta})
+            for start in range(0, len(part), EVENT_BYTES):
+                delta = base64.b64encode(part[start : start + EVENT_BYTES]).decode("ascii")
+                yield _event({"type": "speech.audio.delta", "audio": delta})
     except Problem as problem:
         yield _event({"type": "error", **problem.envelope()})
         return
@@ -175,8 +201,10 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": CREATED, "owned_by": "supertonic-server"}
 
 
-@openai_api.after_request
+@openai_api.after_app_request
 def name_request(response: Response) -> Response:
+    if not request.path.startswith("/v1/"):
+        return response
     job_id = response.headers.get("X-Job-Id")
     response.headers.setdefault("X-Request-Id", job_id or f"req_{secrets.token_hex(12)}")
     return response

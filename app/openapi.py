@@ -181,7 +181,7 @@ def _schemas() -> dict[str, Any]:
         "text": {"minLength": 1, "maxLength": settings.max_text_chars},
         "input": {"minLength": 1, "maxLength": settings.max_text_chars},
         "voice": {"enum": voices_of(workers)},
-        "language": {"enum": languages_of(workers)},
+        "language": {"enum": languages_of(workers), "default": settings.language},
     }
     for model in bodies:
         for name, schema in schemas[model.__name__]["properties"].items():

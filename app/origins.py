@@ -27,9 +27,12 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#,\s]+")
 
 ALLOWED_METHODS = "GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Range, X-API-Key"
+# What else a listed page wants to send is nobody's harm; OpenAI's client describes itself.
+HEADER_NAMES = re.compile(r"[\w-]+( *, *[\w-]+)*", re.ASCII)
 EXPOSED_HEADERS = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotent-Replayed, Location, "
-    "RateLimit, RateLimit-Policy, Retry-After, X-Job-Id, X-Sample-Rate, X-Seed, X-Warnings"
+    "RateLimit, RateLimit-Policy, Retry-After, X-Job-Id, X-Queue-Wait-Ms, X-Request-Id, "
+    "X-Sample-Rate, X-Seed, X-Warnings"
 )
 PREFLIGHT_S = 600
 
@@ -133,9 +136,15 @@ def finish(response: Response) -> Response:
         response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             response.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
-            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            response.headers["Access-Control-Allow-Headers"] = _allowed_headers()
             response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_S)
     return response
+
+
+def _allowed_headers() -> str:
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    more = f", {wanted}" if HEADER_NAMES.fullmatch(wanted) else ""
+    return ALLOWED_HEADERS + more
 
 
 def _origins(text: str) -> list[str]:

@@ -1,9 +1,10 @@
 """What clients may send, checked at the edge so that nothing further in has to check again."""
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from flask import Request, current_app, request
+from flask import Request, current_app, has_app_context, request
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -44,6 +45,20 @@ ChunkChars = Annotated[
 ]
 
 
+def _code(value: object) -> object:
+    """Of a language with its region, the language: ``en-US`` and ``EN`` are ``en``."""
+    return re.split("[-_]", value)[0].lower() if isinstance(value, str) else value
+
+
+def _usual_language() -> str:
+    return str(current_app.config["LANGUAGE"]) if has_app_context() else "en"
+
+
+Language = Annotated[
+    str, Field(strict=True, default_factory=_usual_language), BeforeValidator(_code)
+]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -56,7 +71,7 @@ class SpeechBody(Body):
 
     text: Annotated[str, Field(strict=True)]
     voice: Annotated[str, Field(strict=True)] = "M1"
-    language: Annotated[str, Field(strict=True)] = "en"
+    language: Language
     steps: Steps = 2
     speed: Speed = 1.05
     seed: Seed | None = None
@@ -109,7 +124,7 @@ class V1Body(Body):
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Field(strict=True, ge=V1_SPEED[0], le=V1_SPEED[1])] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
-    language: Annotated[str, Field(strict=True)] = "en"
+    language: Language
     steps: Steps | None = None
     seed: Seed | None = None
     pause_s: Pause = 0.3

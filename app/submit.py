@@ -87,12 +87,16 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
         raise field_problem("text", body.text, detail)
 
 
-def warnings(text: str) -> tuple[str, ...]:
+def warnings(text: str, language: str) -> tuple[str, ...]:
     """What the speaker should know about a text that is accepted all the same."""
+    found = []
+    if language != "ko" and any("가" <= char <= "힣" for char in text):
+        found.append(f"The text holds Hangul, but its language is {language}; Korean is ko")
     unknown = unknown_characters(text)
     if not unknown:
-        return ()
+        return tuple(found)
     # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
     unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
     shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
-    return (f"The model does not know these characters and cannot pronounce them: {shown}",)
+    found.append(f"The model does not know these characters and cannot pronounce them: {shown}")
+    return tuple(found)

@@ -47,6 +47,7 @@ class Settings:
     jobs_url: str = _setting("", "where finished sound goes instead: an fsspec URL")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("auto", "auto, float32, bfloat16, or float16 (GPU only)")
+    language: str = _setting("en", "language of requests that name none: en, ko, es, pt or fr")
     max_batch: int = _setting(32, "most chunks in one batch", 1)
     max_wait_ms: float = _setting(5.0, "longest wait for company when more is known to be near", 0)
     max_batch_seconds: float = _setting(

@@ -103,6 +103,8 @@ def test_events_carry_the_same_bytes_and_end_with_usage(
         lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert [event["type"] for event in events[-2:]] == ["speech.audio.delta", "speech.audio.done"]
+    assert all(event["audio"] for event in events[:-1])
+    assert max(map(len, lines)) < 65_536, "what readers of lines take"
     assert b"".join(base64.b64decode(event["audio"]) for event in events[:-1]) == whole
     usage = events[-1]["usage"]
     assert usage["input_tokens"] == len(TEXT)
@@ -130,7 +132,7 @@ def samples_of_stream(wav: bytes) -> np.ndarray:
 
 def test_models_are_listed_as_clients_expect(client: openai.OpenAI, server: Stack) -> None:
     names = [model.id for model in client.models.list()]
-    assert names[:2] == ["tts-1", "tts-1-hd"] and len(names) == 3
+    assert names[:3] == ["tts-1", "tts-1-hd", "gpt-4o-mini-tts"] and len(names) == 4
     assert client.models.retrieve(names[-1]).owned_by == "supertonic-server"
     with pytest.raises(openai.NotFoundError, match="There is no model gpt-9"):
         client.models.retrieve("gpt-9")
@@ -175,6 +177,46 @@ def test_null_is_the_same_as_nothing(server: Stack) -> None:
     assert with_nulls.content == without.content
 
 
+def test_voices_are_known_in_any_case_and_languages_with_their_region(server: Stack) -> None:
+    given = {"input": "Hello.", "seed": 1, "response_format": "pcm", "voice": "F3"}
+    plain = server.post("/v1/audio/speech", given).content
+    for other in ({"voice": "f3"}, {"voice": "NOVA"}, {"language": "en-US"}, {"language": "EN"}):
+        assert server.post("/v1/audio/speech", given | other).content == plain, other
+    refused = server.post("/v1/audio/speech", given | {"voice": "af_bella"})
+    assert "M5, or of alloy" in refused.json()["error"]["message"]
+
+
+def test_opus_has_one_of_its_own_rates(server: Stack) -> None:
+    for asked, given in ((16_000, 16_000), (24_000, 24_000), (22_050, 48_000), (None, 48_000)):
+        body = {"input": "Hello.", "response_format": "opus", "sample_rate": asked}
+        answer = server.post("/v1/audio/speech", body)
+        assert answer.headers["X-Sample-Rate"] == str(given)
+        # Opus always tells 48 kHz to its players; the header inside holds what went in.
+        assert int.from_bytes(answer.content[40:44], "little") == given
+
+
+def test_warnings_come_in_a_header(server: Stack) -> None:
+    answer = server.post(
+        "/v1/audio/speech", {"input": "Say 안녕 and 好.", "response_format": "pcm"}
+    )
+    assert "its language is en; Korean is ko" in answer.headers["X-Warnings"]
+    assert "U+597D" in answer.headers["X-Warnings"]
+
+
+def test_a_cancelled_speech_breaks_off_without_a_fault_in_the_log(server: Stack) -> None:
+    body = {"input": TEXT * 30, "response_format": "pcm"}
+    with server.post("/v1/audio/speech", body, stream=True) as answer:
+        blocks = answer.iter_content(4096)
+        next(blocks)
+        job_id = answer.headers["X-Job-Id"]
+        server.delete(f"/jobs/{job_id}")
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            for _ in blocks:
+                pass
+    wait_for(lambda: "broken off: The job was cancelled." in server.log("web"), 10)
+    assert "Error handling request" not in server.log("web")
+
+
 def test_other_errors_are_enveloped_too(server: Stack) -> None:
     for method, path, status in (
         ("GET", "/v1/nothing", 404),
@@ -183,6 +225,7 @@ def test_other_errors_are_enveloped_too(server: Stack) -> None:
     ):
         answer = requests.request(method, server.url + path, timeout=10)
         assert answer.status_code == status
+        assert answer.headers["X-Request-Id"].startswith("req_")
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
@@ -193,7 +236,7 @@ def test_a_wrong_key_and_a_limit_are_what_their_client_takes_them_for(stack: Sta
     wait_for(lambda: stack.get("/livez").status_code == 200)
     options = {"base_url": f"{stack.url}/v1", "max_retries": 0}
     with openai.OpenAI(api_key="wrong", **options) as client:
-        with pytest.raises(openai.AuthenticationError):
+        with pytest.raises(openai.AuthenticationError, match="that was sent is none"):
             create(client)
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
@@ -202,5 +245,8 @@ def test_a_wrong_key_and_a_limit_are_what_their_client_takes_them_for(stack: Sta
             create(client)
         with pytest.raises(openai.RateLimitError) as refused:
             create(client)
-    assert refused.value.code == "rate_limit_exceeded"
+    assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+    for path in ("voices", "models"):
+        # Open WebUI asks for both without a key.
+        assert stack.get(f"/v1/audio/{path}").status_code == 200
     assert 1 <= int(refused.value.response.headers["Retry-After"]) <= 60

@@ -169,6 +169,9 @@ def test_a_preflight_of_a_listed_page_is_answered_without_a_key(web: Stack) -> N
     assert answer.headers["Access-Control-Allow-Origin"] == APP
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
     assert "X-API-Key" in answer.headers["Access-Control-Allow-Headers"]
+    own = {"Access_Control_Request_Headers": "authorization,x-stainless-os,x-stainless-lang"}
+    answer = ask(web, "OPTIONS", "/v1/audio/speech", Origin=APP, **wish | own)
+    assert "x-stainless-os" in answer.headers["Access-Control-Allow-Headers"]
     assert "Origin" in answer.headers["Vary"]
     assert "Access-Control-Allow-Credentials" not in answer.headers
     refused = ask(web, "OPTIONS", "/synthesize/stream", Origin=EVIL, **wish)

@@ -87,3 +87,10 @@ def test_a_process_with_a_wrong_variable_ends_with_the_reason() -> None:
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "SUPERTONIC_MAX_BACTH is not a setting" in ended.stderr.splitlines()[-1]
+
+
+def test_a_language_nobody_speaks_is_refused_with_those_there_are() -> None:
+    from app import create_app
+
+    with pytest.raises(SettingsError, match="SUPERTONIC_LANGUAGE='de': expected one of en, ko"):
+        create_app(Settings(language="de"))
