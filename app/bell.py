@@ -6,7 +6,6 @@ about it. A message that was missed (Redis restarted, a full buffer) costs nothi
 a reconnect everybody looks for himself, and each stream does so once a second anyway.
 """
 
-import logging
 import threading
 import uuid
 from collections import defaultdict
@@ -17,8 +16,7 @@ from queue import SimpleQueue
 import redis
 
 from tasks.events import BELL, PREFIX, Event, news_from
-
-logger = logging.getLogger(__name__)
+from tasks.hearing import hear_for_ever
 
 
 class Line:
@@ -52,7 +50,7 @@ class Bell:
         self.name = f"{PREFIX}bell:{uuid.uuid4().hex}"
         self._lines: dict[str, set[Line]] = defaultdict(set)
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="bell", daemon=True).start()
+        hear_for_ever(client, "bell", [BELL, self.name], self._take, self._tell_all)
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[Line]:
@@ -68,29 +66,12 @@ class Bell:
                 if not self._lines[job_id]:
                     del self._lines[job_id]
 
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            try:
-                self._hear()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                logger.warning("the bell lost Redis (%s), reconnecting", error)
-                pause.wait(0.5)
-
-    def _hear(self) -> None:
-        with self.redis.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
-            subscription.subscribe(BELL, self.name)
-            self._tell_all()
-            while True:
-                # The timeout lets the client send its health check on a quiet line.
-                message = subscription.get_message(timeout=5)
-                if message is None:
-                    continue
-                if message["channel"] == BELL.encode():
-                    self._tell(message["data"].decode(), None)
-                else:
-                    for job_id, news in news_from(message["data"]).items():
-                        self._tell(job_id, news)
+    def _take(self, channel: bytes, content: bytes) -> None:
+        if channel == BELL.encode():
+            self._tell(content.decode(), None)
+        else:
+            for job_id, news in news_from(content).items():
+                self._tell(job_id, news)
 
     def _tell(self, job_id: str, news: list[Event] | None) -> None:
         with self._lock:

@@ -121,6 +121,7 @@ def _follow(
             try:
                 if must_look:
                     news = speech.store.events(job.job_id, cursor)
+                    care.redis_answered()
                     must_look = False
                 else:
                     # It may have been seen by looking already.
@@ -138,6 +139,7 @@ def _follow(
                 while next_index in ready:
                     if with_audio and next_index not in sounds:
                         sounds = _sounds(speech, job, ready, next_index, once)
+                        care.redis_answered()
                     sound = sounds.pop(next_index) if with_audio else b""
                     item = _item(job, pieces, ready[next_index], sound, with_audio, start)
                     if isinstance(item, Gap) and ending is None and job.kind is not Kind.LONG:
@@ -254,6 +256,9 @@ class _Care:
         if now - self._away_since > self.speech.settings.patience_s:
             self.gave_up = f"Redis could not be reached: {error}"
 
+    def redis_answered(self) -> None:
+        self._away_since = None
+
     def renew(self, next_index: int) -> None:
         """A slow listener, who plays while receiving, must not find the end expired."""
         now, ttl_s = time.monotonic(), self.speech.settings.stream_ttl_s
@@ -263,7 +268,6 @@ class _Care:
 
     def look_after(self, next_index: int) -> bool:
         """Called when the stream holds nothing new. True if the job had to be made again."""
-        self._away_since = None
         now = time.monotonic()
         if now - self._looked_at < LOOK_S:
             return False
@@ -288,14 +292,19 @@ class _Care:
                     store.mark_published(self.job.job_id, index, 0)
                 self._send_again(next_index)
             return True
-        elif now - self._heard_at > settings.stall_s * (1 if self._nothing_waits() else 10):
+        elif now - self._heard_at > self._silence_s():
             self._send_again(next_index)
         return False
 
-    def _nothing_waits(self) -> bool:
-        # Another broker's queues cannot be seen from here; they may be long.
-        speech = self.speech
-        return speech.settings.queues_are_in_redis and speech.store.queues_are_empty()
+    def _silence_s(self) -> float:
+        """How long nothing may be heard of the job before its chunks count as lost."""
+        settings = self.speech.settings
+        if not settings.queues_are_in_redis:
+            # They cannot be seen from here, and may be long.
+            return 10 * settings.stall_s
+        # While others' chunks wait too, silence means a queue, and no message leaves it unspoken.
+        is_quiet = self.speech.store.queues_are_empty()
+        return settings.stall_s if is_quiet else settings.stream_ttl_s
 
     def _send_again(self, next_index: int) -> None:
         indexes = list(range(next_index, self.job.count))

@@ -232,6 +232,7 @@ def job_events(job_id: str) -> Response:
     if job.state.is_final and seen > job.count:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
+    seen = min(seen, job.count)  # more there cannot be
     return sse_response(speech(), job, pieces, seen - 1, start=start, with_audio=with_audio)
 
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,18 @@ class Log:
         self.last_line = "it logged nothing"
 
     def show_new_lines(self) -> None:
+        self._show_what_is_there()
+        with suppress(FileNotFoundError):  # supervisord has renamed it and not begun a new one
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                self._show_what_is_there()  # what was written just before the renaming
+                self._file.close()
+                self._file = self._path.open("rb")
+
+    def _show_what_is_there(self) -> None:
         *lines, self._unfinished = (self._unfinished + self._file.read()).split(b"\n")
         for line in filter(None, (raw.decode(errors="replace").rstrip() for raw in lines)):
             self.last_line = line
             print(f"{self._name:<6} | {line}", flush=True)
-        if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-            self._file.close()  # supervisord renamed this file and began a new one
-            self._file = self._path.open("rb")
 
 
 def _config(commands: dict[str, str], root: Path, run_dir: Path, private: str) -> str:

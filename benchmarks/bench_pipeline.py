@@ -242,7 +242,7 @@ def main() -> None:
     quick = Plan(idle=20, rounds=1, window_s=1.0, sizes=("300k",))
     plan = quick if parser.parse_args().quick else Plan()
     # The bell complains when its Redis is stopped, which is how this ends.
-    logging.getLogger("app.bell").setLevel(logging.ERROR)
+    logging.getLogger("tasks.hearing").setLevel(logging.ERROR)
     facts = machine("redis", "celery", "gunicorn", "flask", "uvicorn", "starlette")
     print(describe(facts))
     fast = [name for name in ("uvloop", "httptools") if importlib.util.find_spec(name)]

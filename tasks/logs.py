@@ -15,6 +15,8 @@ from typing import Any
 from tasks.redact import redact
 from tasks.settings import PREFIX, Settings, SettingsError
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
 
 def facts(**values: Any) -> dict[str, Any]:
     """What a line carries: ``logger.info("job done", extra=facts(job_id=job_id))``."""
@@ -56,7 +58,9 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        return " ".join([line, *(f"{name}={value}" for name, value in _facts(record))])
+        line = " ".join([line, *(f"{name}={value}" for name, value in _facts(record))])
+        # Paths come from strangers: nobody may write a line of his own, or to the terminal.
+        return line.translate(_CONTROLS)
 
 
 class JsonLines(logging.Formatter):

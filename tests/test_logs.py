@@ -87,6 +87,12 @@ def test_a_json_line_stays_one_line_whatever_it_holds() -> None:
     assert json.loads(line)["event"] == "two\nlines \u2028"
 
 
+def test_nobody_else_writes_a_line_of_text_or_to_the_terminal() -> None:
+    line = TextLines().format(record("GET %s", "/x\n2026 INFO forged\x1b[2J\u2028", path="a\rb"))
+    assert len(line.splitlines()) == 1 and line.isprintable()
+    assert "/x\\x0a2026 INFO forged\\x1b[2J" in line and "path=a\\x0db" in line
+
+
 def test_a_traceback_is_part_of_its_line() -> None:
     made = record("failed")
     try:

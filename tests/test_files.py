@@ -1,0 +1,34 @@
+"""The files worker's own steps, against a real Redis, without the processes around it."""
+
+import time
+from pathlib import Path
+
+import redis
+
+from tasks.events import EventStore
+from tasks.files import JobAdvancer
+from tasks.jobfiles import JobFiles
+from tasks.messages import Kind
+from tests.examples import a_job, some_pieces
+
+
+def test_a_job_that_waits_its_turn_is_not_queued_again(
+    client: "redis.Redis", tmp_path: Path
+) -> None:
+    client.flushall()
+    job, files = a_job("0" * 24, 5, Kind.LONG), JobFiles(tmp_path)
+    files.save(job, some_pieces(5))
+    advancer = JobAdvancer(client, files)
+
+    def messages(age_s: float) -> int:
+        client.zadd(f"supertonic:sent:{job.job_id}", dict.fromkeys(range(5), time.time() - age_s))
+        advancer.advance(job.job_id)
+        return client.llen("low")
+
+    advancer.advance(job.job_id)
+    assert client.llen("low") == 5
+    assert messages(age_s=1000) == 5, "others wait too, and nothing that waits is lost"
+    client.delete("low")
+    assert EventStore(client).queues_are_empty()
+    assert messages(age_s=10) == 0
+    assert messages(age_s=30) == 5, "nothing waits, so they are not coming any more"

@@ -1,0 +1,81 @@
+"""What a follower does when Redis or its news are not as they should be."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import pytest
+import redis
+
+from app.bell import Bell, Line
+from app.follow import Ended, Spoken, follow
+from app.jobs import Speech
+from tasks.events import ChunkResult, EventStore
+from tasks.jobfiles import JobFiles
+from tasks.messages import State
+from tasks.settings import Settings
+from tasks.workers import WorkerRecords
+from tests.examples import a_job, some_pieces
+from tests.stack import wait_for
+
+
+class Shaky(EventStore):
+    """A store that cannot be reached the first time somebody asks for certain chunks."""
+
+    shaky: set[int]
+
+    def audios(self, job_id: str, indexes: Sequence[int], last_s: int | None = None) -> Any:
+        if self.shaky & set(indexes):
+            self.shaky -= set(indexes)
+            raise redis.ConnectionError("a short outage")
+        return super().audios(job_id, indexes, last_s)
+
+
+@pytest.fixture
+def bell(client: "redis.Redis") -> Bell:
+    client.flushall()
+    # A client of its own, which the bell may go on using when the test's is closed.
+    own = redis.ConnectionPool(**client.connection_pool.connection_kwargs)
+    return Bell(redis.Redis(connection_pool=own))
+
+
+def test_short_outages_far_from_each_other_are_no_long_one(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    store, settings = Shaky(client, bell.name), Settings(patience_s=0.5)
+    job, pieces = a_job("job", 4), some_pieces(4)
+    store.create(job, pieces, 60)
+    store.shaky = {1, 3}
+    long = bytes(400_000)  # so that each is fetched by itself
+    store.publish([ChunkResult("job", index, long, {}, 60) for index in range(4)])
+    speech = Speech(settings, store, WorkerRecords(client), bell, JobFiles(tmp_path))
+    heard = []
+    for item in follow(speech, job, pieces):
+        if isinstance(item, Spoken):
+            heard.append(item.index)
+            time.sleep(0.4)  # a listener who takes his time
+    assert heard == [0, 1, 2, 3] and item == Ended(State.DONE) and not store.shaky
+
+
+def test_a_message_nobody_can_read_does_not_silence_the_bell(
+    client: "redis.Redis", bell: Bell
+) -> None:
+    store = EventStore(client, bell.name)
+    store.create(a_job("job", 1), some_pieces(1), 60)
+    store.events("job")  # from now on this process is told
+    with bell.listen("job") as line:
+        wait_for(lambda: client.publish(bell.name, b"not json") > 0, 5)
+        store.publish([ChunkResult("job", 0, b"\1\0" * 10, {}, 60)])
+        assert "audio" in _types(line)
+
+
+def _types(line: Line) -> list[str]:
+    types: list[str] = []
+    try:
+        while "audio" not in types:
+            types += [event.type for event in line.wait(5.0) or []]
+    except Empty:
+        pass
+    return types
