@@ -21,15 +21,14 @@ from app.limits import SpeechLimit
 from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
-from app.schemas import take_body
+from app.schemas import check_language, take_body
 from supertonic.memory import reuse_large_buffers
-from supertonic.text import LANGUAGES
 from tasks.events import EventStore, connect
 from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
-from tasks.settings import Settings, SettingsError
+from tasks.settings import Settings
 from tasks.webhooks import Webhooks
 from tasks.workers import WorkerRecords
 
@@ -44,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     client = connect(settings.redis_url)
     app = Flask(__name__, template_folder=str(TEMPLATES), static_folder="static")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.config["LANGUAGE"] = _language(settings)
+    app.config["LANGUAGE"] = check_language(settings)
     # No pings: they would come from another thread, in the middle of a large frame.
     app.config["SOCK_SERVER_OPTIONS"] = {"max_message_size": settings.max_body_bytes}
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -87,10 +86,3 @@ def create_app(settings: Settings | None = None) -> Flask:
             app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops
         )
     return app
-
-
-def _language(settings: Settings) -> str:
-    if settings.language not in LANGUAGES:
-        known = ", ".join(LANGUAGES)
-        raise SettingsError(f"SUPERTONIC_LANGUAGE={settings.language!r}: expected one of {known}")
-    return settings.language

@@ -70,7 +70,7 @@ def when_ready(server: Any) -> None:
         )
 
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = _settings.address
 workers = _settings.web_processes
 worker_class = Worker
 threads = _settings.web_threads

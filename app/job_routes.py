@@ -36,11 +36,12 @@ def long_jobs() -> LongJobs:
 
 @job_routes.post("/synthesize/long")
 def synthesize_long() -> AnyResponse:
-    body = validate(LongBody, read_json(request))
+    # Everything that may be refused first: what is refused makes no job and takes no key.
+    body, must_wait = validate(LongBody, read_json(request)), _flag("wait")
     key = idempotency_key(request.headers.get("Idempotency-Key"))
     accepting: Accepting = current_app.extensions["accepting"]
     job, pieces, is_known = accepting.accept(body, owner_of(request), key)
-    if _flag("wait"):
+    if must_wait:
         # Who gave a key comes back with it when the connection breaks, and wants the same job.
         response = _wait_for_long(job, pieces, body.output_format, may_return=key is not None)
     else:
@@ -88,7 +89,7 @@ def _stored(job: Job) -> tuple[BinaryIO, int]:
 @job_routes.get("/jobs")
 def list_jobs() -> Response:
     limit = request.args.get("limit", "50")
-    if not (limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= 1000):
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= 1000):
         raise field_problem("limit", limit, "must be a whole number from 1 to 1000")
     wanted = request.args.get("state")
     if wanted is not None and wanted not in list(State):

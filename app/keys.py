@@ -135,8 +135,13 @@ class Keyring:
             SettingsError: a key or the file cannot be read.
         """
         self._fixed = parse_keys(settings.api_keys.split(","), "SUPERTONIC_API_KEYS")
+        if settings.api_keys and not self._fixed:
+            # As "$ONE,$TWO" is where neither is set. It must not open the server to everybody.
+            raise SettingsError("SUPERTONIC_API_KEYS: holds no key; leave it empty to need none")
         self._file = KeysFile(settings.api_keys_file) if settings.api_keys_file else None
         admin = parse_keys([settings.admin_key], "SUPERTONIC_ADMIN_KEY")
+        if settings.admin_key and not admin:
+            raise SettingsError("SUPERTONIC_ADMIN_KEY: is blank; leave it empty to have none")
         self._admin = admin[0] if admin else None
 
     @property

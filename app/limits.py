@@ -47,7 +47,7 @@ class SpeechLimit:
         Raises:
             SettingsError: the rule cannot be read.
         """
-        self._rules = _parse(rule)
+        self._rules = parse_rules(rule)
         storage = RedisStorage(
             "redis://", client.connection_pool, key_prefix="supertonic:rate", wrap_exceptions=False
         )
@@ -79,7 +79,8 @@ class SpeechLimit:
         return Standing(rule.amount, rule.get_expiry(), stats.remaining, reset_s)
 
 
-def _parse(rule: str) -> list[RateLimitItem]:
+def parse_rules(rule: str) -> list[RateLimitItem]:
+    """SettingsError: the rule cannot be read."""
     if not rule.strip():
         return []
     try:

@@ -30,7 +30,7 @@ ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, 
 # What else a listed page wants to send is nobody's harm; OpenAI's client describes itself.
 HEADER_NAMES = re.compile(r"[\w-]+( *, *[\w-]+)*", re.ASCII)
 EXPOSED_HEADERS = (
-    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotent-Replayed, Location, "
+    "Accept-Ranges, Content-Range, ETag, Idempotent-Replayed, Location, "
     "RateLimit, RateLimit-Policy, Retry-After, X-Job-Id, X-Queue-Wait-Ms, X-Request-Id, "
     "X-Sample-Rate, X-Seed, X-Warnings"
 )

@@ -21,8 +21,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TextIO
 
+from app.keys import Keyring
+from app.limits import parse_rules
+from app.origins import Origins
 from app.processes import Processes
+from app.schemas import check_language
+from tasks.logs import check_logging
 from tasks.settings import Settings, SettingsError
+from tasks.webhooks import Webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -42,10 +48,14 @@ def run(with_flower: bool) -> None:
     """
     os.chdir(ROOT)  # relative directories in settings are relative to the project
     settings = Settings.from_env()
+    check_settings(settings)
     check_port(settings.host, settings.port)
     data_dir = Path(settings.data_dir).resolve()
     run_dir = data_dir / "run"
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"SUPERTONIC_DATA_DIR: {error}") from None
     commands = read_procfile()
     if not with_flower:
         del commands["flower"]
@@ -99,7 +109,7 @@ def watch(processes: Processes, settings: Settings, stopping: threading.Event) -
             ready = True
             model = get(settings, "/")[1].get("model")
             name = model["name"] if isinstance(model, dict) else "unknown"
-            address = f"http://{settings.host}:{settings.port}"
+            address = f"http://{settings.address}"
             print(f"Ready: {address} (page: {address}/ui, model: {name})", flush=True)
 
 
@@ -109,8 +119,18 @@ def read_procfile() -> dict[str, str]:
     return dict(lines)
 
 
+def check_settings(settings: Settings) -> None:
+    """SettingsError for what one process or another would refuse only after its start."""
+    keyring = Keyring(settings)
+    Origins(settings, keyring)
+    parse_rules(settings.rate_limit)
+    Webhooks(settings)
+    check_language(settings)
+    check_logging(settings)
+
+
 def check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

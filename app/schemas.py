@@ -16,6 +16,8 @@ from pydantic import (
 
 from app.errors import Problem, shorten
 from app.slow import READING
+from supertonic.text import LANGUAGES
+from tasks.settings import Settings, SettingsError
 
 STEPS = (1, 50)
 SPEED = (0.5, 2.0)
@@ -48,6 +50,14 @@ ChunkChars = Annotated[
 def _code(value: object) -> object:
     """Of a language with its region, the language: ``en-US`` and ``EN`` are ``en``."""
     return re.split("[-_]", value)[0].lower() if isinstance(value, str) else value
+
+
+def check_language(settings: Settings) -> str:
+    """The language of requests that name none. SettingsError: nobody speaks it."""
+    if settings.language not in LANGUAGES:
+        known = ", ".join(LANGUAGES)
+        raise SettingsError(f"SUPERTONIC_LANGUAGE={settings.language!r}: expected one of {known}")
+    return settings.language
 
 
 def _usual_language() -> str:

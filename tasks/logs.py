@@ -29,12 +29,7 @@ def set_up(settings: Settings, process: str) -> None:
     Raises:
         SettingsError: level or format is none there is.
     """
-    for name, value, known in (
-        ("LOG_FORMAT", settings.log_format, ("text", "json")),
-        ("LOG_LEVEL", settings.log_level, ("DEBUG", "INFO", "WARNING", "ERROR")),
-    ):
-        if value not in known:
-            raise SettingsError(f"{PREFIX}{name}={value!r}: expected one of {', '.join(known)}")
+    check_logging(settings)
     handler = logging.StreamHandler(sys.stderr)
     is_json = settings.log_format == "json"
     handler.setFormatter(JsonLines(process) if is_json else TextLines())
@@ -45,6 +40,16 @@ def set_up(settings: Settings, process: str) -> None:
     if is_json and process in ("worker", "files"):
         # Celery writes a few bare lines to standard output when it stops; nothing else does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def check_logging(settings: Settings) -> None:
+    """SettingsError: level or format is none there is."""
+    for name, value, known in (
+        ("LOG_FORMAT", settings.log_format, ("text", "json")),
+        ("LOG_LEVEL", settings.log_level, ("DEBUG", "INFO", "WARNING", "ERROR")),
+    ):
+        if value not in known:
+            raise SettingsError(f"{PREFIX}{name}={value!r}: expected one of {', '.join(known)}")
 
 
 class TextLines(logging.Formatter):

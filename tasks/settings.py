@@ -3,6 +3,7 @@
 A variable nobody knows stops the program: a misspelt setting must not become a silent default.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,9 +17,15 @@ class SettingsError(Exception):
 
 
 def _setting(
-    default: Any, help_text: str, least: float | None = None, *, secret: bool = False
+    default: Any,
+    help_text: str,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    secret: bool = False,
 ) -> Any:
-    return field(default=default, repr=not secret, metadata={"help": help_text, "least": least})
+    about = {"help": help_text, "least": least, "most": most}
+    return field(default=default, repr=not secret, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Settings:
     """One attribute per variable: ``redis_url`` is read from ``SUPERTONIC_REDIS_URL``."""
 
     host: str = _setting("127.0.0.1", "address the web listens on")
-    port: int = _setting(8002, "port the web listens on", 0)
+    port: int = _setting(8002, "port the web listens on", 1, 65_535)
     web_processes: int = _setting(2, "gunicorn processes", 1)
     web_threads: int = _setting(300, "threads per process; an open stream holds one", 4)
     redis_url: str = _setting(
@@ -48,8 +55,10 @@ class Settings:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("auto", "auto, float32, bfloat16, or float16 (GPU only)")
     language: str = _setting("en", "language of requests that name none: en, ko, es, pt or fr")
-    max_batch: int = _setting(32, "most chunks in one batch", 1)
-    max_wait_ms: float = _setting(5.0, "longest wait for company when more is known to be near", 0)
+    max_batch: int = _setting(32, "most chunks in one batch", 1, 256)
+    max_wait_ms: float = _setting(
+        5.0, "longest wait for company when more is known to be near", 0, 1000
+    )
     max_batch_seconds: float = _setting(
         160.0, "most estimated audio seconds in one batch; a first chunk waits for no more", 1
     )
@@ -75,7 +84,7 @@ class Settings:
     cache_mb: int = _setting(
         64, "megabytes of finished chunks kept for equal requests; 0: nothing is shared", 0
     )
-    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1)
+    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1, 40_000)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
     # Not in repr: these must not end up in a log.
     api_keys: str = _setting("", "comma-separated keys; when set, requests need one", secret=True)
@@ -122,6 +131,11 @@ class Settings:
         return cls(**values)
 
     @property
+    def address(self) -> str:
+        """Where the web listens, as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def queues_are_in_redis(self) -> bool:
         """Whether the chunks' queues are in the same Redis as jobs and events."""
         return self.broker_url in ("", self.redis_url)
@@ -135,7 +149,11 @@ def _parse(name: str, text: str, spec: Any) -> Any:
     except ValueError:
         kind = "a whole number" if spec.type is int else "a number"
         raise SettingsError(f"{name}={text!r}: expected {kind}, such as {spec.default}") from None
-    least = spec.metadata["least"]
+    if not math.isfinite(value):
+        raise SettingsError(f"{name}={text!r}: expected a finite number, such as {spec.default}")
+    least, most = spec.metadata["least"], spec.metadata["most"]
+    if most is not None and value > most:
+        raise SettingsError(f"{name}={text!r}: expected at most {most}")
     # Written so that NaN, which compares false with everything, is refused too.
     if least is not None and not value >= least:
         raise SettingsError(f"{name}={text!r}: expected at least {least}")

@@ -7,7 +7,6 @@ would look like one whose worker has died.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import http.client
@@ -156,6 +155,8 @@ class Webhooks:
         host = str(parts.hostname)
         try:
             found = self._look_up(host, _port(parts))
+        except UnicodeError:
+            raise Refused(f"{host[:100]} cannot be the name of a host") from None
         except OSError as error:
             raise Refused(f"{host} has no address: {error.strerror or error}") from None
         for text in found:
@@ -186,7 +187,8 @@ def _split(url: str) -> SplitResult:
         raise Refused(f"must be a URL of at most {MAX_URL} printable ASCII characters")
     try:
         parts = urlsplit(url)
-        _port(parts)
+        if parts.port == 0:
+            raise ValueError("there is no port 0")
     except ValueError as error:
         raise Refused(f"is not a URL: {error}") from None
     if parts.scheme not in ("https", "http") or not parts.hostname:
@@ -248,7 +250,7 @@ def _secrets(text: str) -> tuple[bytes, ...]:
                 if secret.startswith("whsec_")
                 else secret.encode()
             )
-        except binascii.Error:
+        except ValueError:
             raise SettingsError(
                 "SUPERTONIC_WEBHOOK_SECRET: what follows whsec_ must be base64"
             ) from None

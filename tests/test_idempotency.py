@@ -88,6 +88,17 @@ def test_a_refused_request_leaves_its_key_free(server: Stack) -> None:
     assert ask(server, "free", BODY).status_code == 202
 
 
+def test_a_request_refused_for_its_query_makes_no_job_and_takes_no_key(server: Stack) -> None:
+    before = server.get("/jobs?limit=1").json()["jobs"]
+    headers = {"Idempotency-Key": "refused for its query"}
+    body = {"text": "Nobody hears this."}
+    refused = server.post("/synthesize/long?wait=maybe", body, headers=headers)
+    assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "wait"
+    assert server.get("/jobs?limit=1").json()["jobs"] == before
+    accepted = server.post("/synthesize/long", {"text": "Another body."}, headers=headers)
+    assert accepted.status_code == 202
+
+
 def test_a_key_is_free_again_once_its_job_is_deleted(server: Stack) -> None:
     path = f"/jobs/{ask(server, 'deleted').json()['job_id']}"
     wait_for(lambda: server.get(path).json()["state"] == "done", 60)

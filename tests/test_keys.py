@@ -45,6 +45,12 @@ def test_a_key_people_have_can_be_hashed_and_keeps_its_jobs() -> None:
     assert before.plain() == ["SUPERTONIC_API_KEYS"] and after.plain() == []
 
 
+@pytest.mark.parametrize("blank", [{"api_keys": " , "}, {"admin_key": " "}])
+def test_a_setting_that_holds_no_key_does_not_open_the_server(blank: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="leave it empty"):
+        Keyring(Settings(**blank))
+
+
 def test_64_hex_digits_are_a_plain_key_unless_they_say_otherwise() -> None:
     digits = digest_of("x")
     assert parse_key(digits).is_plain and parse_key(digits).digest == digest_of(digits)

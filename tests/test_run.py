@@ -147,6 +147,38 @@ def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: P
     assert f"another service uses {service.data_dir}" in last_line
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("RATE_LIMIT", "60", "such as 60/minute"),
+        ("CORS_ORIGINS", "app.example.com", "is not an origin"),
+        ("API_KEYS", " , ", "holds no key"),
+        ("WEBHOOK_SECRET", "short", "at least 24"),
+        ("LOG_LEVEL", "debug", "expected one of DEBUG"),
+        ("LANGUAGE", "de", "expected one of en"),
+        ("DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
+    ],
+)
+def test_a_setting_only_one_process_reads_stops_everything_before_it_starts(
+    tmp_path: Path, name: str, value: str, says: str
+) -> None:
+    status, last_line = ended(launch(tmp_path, free_port(), **{f"SUPERTONIC_{name}": value}))
+    assert status == 1 and last_line.startswith(f"Stopped: SUPERTONIC_{name}")
+    assert says in last_line and not (tmp_path / "run").exists()
+
+
+def test_the_web_can_listen_on_ipv6(tmp_path: Path) -> None:
+    started = launch(tmp_path, free_port(), SUPERTONIC_HOST="::1")
+    try:
+        wait_for(started.is_ready, START_LIMIT_S)
+        url = f"http://[::1]:{started.port}"
+        assert f"Ready: {url} " in started.output()
+        assert requests.get(f"{url}/livez", timeout=5).status_code == 200
+    finally:
+        started.process.terminate()
+        started.process.wait(timeout=120)
+
+
 def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     status, last_line = ended(launch(tmp_path, free_port(), SUPERTONIC_MODLE="tiny"))
     assert status == 1

@@ -101,6 +101,7 @@ def test_while_secrets_change_both_sign() -> None:
     [
         ("short", "", "5 bytes; at least 24"),
         ("whsec_!!!", "", "must be base64"),
+        ("whsec_ä", "", "must be base64"),
         (SECRET, "10.0.0.0/99", "neither a host name nor a network"),
     ],
 )
@@ -160,11 +161,18 @@ def test_no_way_of_writing_this_machine_is_let_through(host: str) -> None:
         "https://höök.example/",
         "https://hook.example/" + "a" * 2000,
         "https://[::1/",
+        "https://hook.example:0/",
     ],
 )
 def test_what_is_no_usable_url_is_refused(url: str) -> None:
     with pytest.raises(Refused):
         webhooks(["93.184.216.34"]).check(url)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".com", "a" * 70 + ".com"])
+def test_what_cannot_be_a_host_is_refused(host: str) -> None:
+    with pytest.raises(Refused, match="cannot be the name of a host"):
+        Webhooks(Settings(webhook_secret=SECRET)).check(f"https://{host}/")
 
 
 def test_without_a_secret_no_webhook_is_accepted() -> None:
