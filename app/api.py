@@ -1,16 +1,17 @@
 """The JSON routes: speech as a file or a stream, voices, health, batch settings."""
 
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request
-from pybase64 import b64encode
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
 from app.errors import Problem, field_problem, no_worker
 from app.follow import Ended, Gap, Spoken, follow
+from app.job_sound import collected, first_samples, json_with_sound, samples_in
 from app.jobs import Speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.schemas import (
@@ -25,7 +26,6 @@ from app.schemas import (
     validate,
 )
 from app.stream import failure, sse_response
-from supertonic.audio import WAV_HEADER_BYTES, wav_bytes
 from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
 from tasks.dead_letters import MAX_LETTERS, letters
@@ -81,27 +81,28 @@ def synthesize_stream() -> Response:
 
 def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     """Wait for all chunks and answer with one file."""
-    parts: list[bytes] = []
     facts: list[dict[str, float | int]] = []
     service = speech()
-    peer = request.environ.get("gunicorn.socket")
-    with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
+
+    def spoken() -> Iterator[bytes]:
         for item in follow(service, job, pieces, once=True):
             match item:
                 case Spoken(pcm=bytes(pcm)):
-                    parts.append(pcm)
                     facts.append(item.facts)
+                    yield pcm
                 case Gap():
                     raise failure(job, f"the audio of chunk {item.index} was lost")
                 case Ended():
                     check_done(job, item)
-    wav = wav_bytes(b"".join(parts), job.sample_rate)
+
+    peer = request.environ.get("gunicorn.socket")
+    with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
+        file, size = collected(spoken(), job.sample_rate)
     if output_format == "wav":
-        response = Response(wav, content_type="audio/wav")
+        response = first_samples(file, samples_in(size), job.sample_rate)
         response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
     else:
-        sound = b64encode(wav).decode("ascii")
-        response = jsonify({"audio_base64": sound} | file_answer(job, len(wav), facts))
+        response = json_with_sound(file_answer(job, size, facts), file, size)
     return about(response, job)
 
 
@@ -132,7 +133,7 @@ def file_answer(job: Job, n_bytes: int, facts: list[dict[str, float | int]]) -> 
     ``queue_time_ms`` is how long the first chunk waited, ``batch_size`` the largest batch.
     """
     return {
-        "duration_seconds": round((n_bytes - WAV_HEADER_BYTES) / 2 / job.sample_rate, 4),
+        "duration_seconds": round(samples_in(n_bytes) / job.sample_rate, 4),
         "sample_rate": job.sample_rate,
         "inference_time_ms": round(sum(f.get("inference_time_ms", 0) for f in facts), 3),
         "batch_size": max((f.get("batch_size", 0) for f in facts), default=0),

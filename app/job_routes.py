@@ -2,9 +2,9 @@
 
 import base64
 import binascii
-import io
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -17,10 +17,17 @@ from app.api import about, check_done, file_answer, in_ascii, speech
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
-from app.job_sound import encoded, json_with_sound, so_far, whole_file
+from app.job_sound import (
+    collected,
+    encoded,
+    first_samples,
+    json_with_sound,
+    samples_in,
+    whole_file,
+)
 from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
-from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_bytes
+from supertonic.audio import silence
 from tasks.celery import send_advance
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
@@ -190,20 +197,21 @@ def job_audio(job_id: str) -> AnyResponse:
     file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
     if kind == "wav":
         return whole_file(file, size, job_id)
-    n_samples = (size - WAV_HEADER_BYTES) // BYTES_PER_SAMPLE
-    return encoded(file, n_samples, job.sample_rate, kind)
+    return encoded(file, samples_in(size), job.sample_rate, kind)
 
 
 def _kept(job: Job, pieces: list[Piece]) -> tuple[BinaryIO, int]:
     """A stream that is done, as long as its chunks are in Redis: its WAV, and the size in bytes."""
-    parts = []
-    for index, piece in enumerate(pieces):
-        pcm = speech().store.audio(job.job_id, index)
-        if pcm is None:
-            raise Problem(410, "The audio of this job is no longer kept.")
-        parts += [pcm, bytes(2 * round(piece.pause_s * job.sample_rate))]
-    wav = wav_bytes(b"".join(parts), job.sample_rate)
-    return io.BytesIO(wav), len(wav)
+
+    def parts() -> Iterator[bytes]:
+        for index, piece in enumerate(pieces):
+            pcm = speech().store.audio(job.job_id, index)
+            if pcm is None:
+                raise Problem(410, "The audio of this job is no longer kept.")
+            yield pcm
+            yield silence(piece.pause_s, job.sample_rate)
+
+    return collected(parts(), job.sample_rate)
 
 
 def _format() -> str:
@@ -220,7 +228,7 @@ def _sound_so_far(job: Job, kind: str) -> Response:
         detail = f"The job is {job.state.value} and nothing of its audio is kept."
         raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
     sound = (found[0], n_samples, job.sample_rate)
-    response = so_far(*sound) if kind == "wav" else encoded(*sound, kind)
+    response = first_samples(*sound) if kind == "wav" else encoded(*sound, kind)
     # The same address gives more the next time.
     response.headers["Cache-Control"] = "no-store"
     return response

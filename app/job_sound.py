@@ -1,14 +1,15 @@
 """The sound of a job as an answer: from disk a block at a time, never the file as a whole."""
 
-import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO
 
 from flask import Response, request
+from pybase64 import b64encode
 from werkzeug.wsgi import wrap_file
 
-from app.encoding import MEDIA_TYPES, OPUS_RATE, encoder
+from app.encoding import MEDIA_TYPES, OPUS_RATE, SPOOL_BYTES, encoder
 from app.errors import Problem
 from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_header
 from tasks.jobsound import blocks
@@ -55,8 +56,26 @@ def _range(size: int) -> str:
     return "bytes=0-" if size and start < -size else text
 
 
-def so_far(file: BinaryIO, n_samples: int, sample_rate: int) -> Response:
-    """A WAV of the first ``n_samples`` of a file that is still growing."""
+def collected(parts: Iterable[bytes], sample_rate: int) -> tuple[BinaryIO, int]:
+    """PCM as a WAV file that lies on disk where it is large, and its size in bytes."""
+    file: Any = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
+    file.write(bytes(WAV_HEADER_BYTES))
+    for part in parts:
+        file.write(part)
+    size = file.tell()
+    file.seek(0)
+    file.write(wav_header(samples_in(size), sample_rate))
+    file.seek(0)
+    return file, size
+
+
+def samples_in(size: int) -> int:
+    """How many samples a WAV of so many bytes has."""
+    return (size - WAV_HEADER_BYTES) // BYTES_PER_SAMPLE
+
+
+def first_samples(file: BinaryIO, n_samples: int, sample_rate: int) -> Response:
+    """A WAV of the first ``n_samples`` of a file, which may be growing."""
 
     def body() -> Iterator[bytes]:
         yield wav_header(n_samples, sample_rate)
@@ -94,7 +113,7 @@ def json_with_sound(answer: dict[str, Any], file: BinaryIO, size: int) -> Respon
     def body() -> Iterator[bytes]:
         yield head
         for block in blocks(file, size, BASE64_BLOCK):
-            yield base64.b64encode(block)
+            yield b64encode(block)
         yield b'", ' + rest
 
     response = Response(body(), mimetype="application/json")

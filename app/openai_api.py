@@ -4,7 +4,6 @@ The same jobs as everywhere, under other names; docs/openai.md says which is whi
 OpenAI's envelope (``app/errors.py``), and fields nobody knows are ignored as there.
 """
 
-import base64
 import errno
 import json
 import logging
@@ -15,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
+from pybase64 import b64encode
 
 from app.access import owner_of
 from app.api import check_done, in_ascii, speech, voices_of
@@ -143,7 +143,7 @@ def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes
     try:
         for part in parts:
             for start in range(0, len(part), EVENT_BYTES):
-                delta = base64.b64encode(part[start : start + EVENT_BYTES]).decode("ascii")
+                delta = b64encode(part[start : start + EVENT_BYTES]).decode("ascii")
                 yield _event({"type": "speech.audio.delta", "audio": delta})
     except Problem as problem:
         yield _event({"type": "error", **problem.envelope()})
