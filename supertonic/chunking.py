@@ -38,7 +38,8 @@ class Size:
 
 # In any of the languages: a word from one of them seldom ends a sentence in another.
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr drs prof profa sr sra srta jr dra mme mlle mgr rev hon gen gral col capt lt sgt"
+    "mr mrs ms mm dr drs prof profa sr sra sres srs srta jr dra dña mme mmes mlle mlles mgr rev hon"
+    " gen gral col capt lt sgt exa excmo"
     " lic ing eng exmo exma ud uds vd vds st ave av avda blvd bd rd mt dept inc ltd ltda co corp"
     " cia ee uu ph.d etc vs cf ej ex p pp approx aprox env tel".split()
 )

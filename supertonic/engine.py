@@ -29,7 +29,7 @@ from supertonic.prepared import (
     has_fast_bfloat16,
     prepare,
 )
-from supertonic.text import VOCABULARY, encode, split_text
+from supertonic.text import MAX_IDS, VOCABULARY, count_ids, encode, split_text
 from supertonic.voices import Style, load_styles
 from supertonic.weights import load_weights
 
@@ -343,8 +343,10 @@ def joined(parts: Sequence[Audio]) -> Audio:
 
 
 def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:
-    """The utterance itself, or as many as its text needs, none longer than so many characters."""
-    if len(utterance.text) <= longest:
+    """The utterance itself, or as many as its text needs: none has more than so many characters
+    or, as Hangul has sooner, than the model takes ids.
+    """
+    if len(utterance.text) <= longest and count_ids(utterance.text) <= MAX_IDS:
         return [utterance]
     chunks = split_text(
         utterance.text, utterance.language, first_chars=longest, target_chars=longest

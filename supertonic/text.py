@@ -18,10 +18,12 @@ from supertonic.errors import EmptyText, UnknownLanguage
 __all__ = [
     "LANGUAGES",
     "UNKNOWN_ID",
+    "MAX_IDS",
     "VOCABULARY",
     "Break",
     "TextChunk",
     "check_language",
+    "count_ids",
     "encode",
     "estimate_seconds",
     "normalize",
@@ -58,17 +60,30 @@ _EMOJI = (
     + _span(0x1F680, 0x1FAFF)  # transport, alchemy, shapes, arrows, supplements
     + _span(0x2600, 0x27BF)  # weather, chess, dingbats
 )
-_INVISIBLE = "\u200b\u200c\u200d\ufe0e\ufe0f"  # zero-width spaces and joiners, emoji selectors
+_INVISIBLE = (
+    "\u200b\u200c\u200d\u2060\ufeff"  # zero-width spaces and joiners
+    "\u00ad"  # soft hyphen
+    "\ufe0e\ufe0f"  # emoji selectors
+    + _span(0x200E, 0x200F)
+    + _span(0x202A, 0x202E)
+    + _span(0x2066, 0x2069)  # writing directions
+)
 
 # Decomposition runs first, so what it already rewrites is missing here: a non-breaking hyphen
 # arrives as U+2010, and a spacing acute accent as a space with a combining mark.
 _REPLACED = str.maketrans(
     {
         **dict.fromkeys(_EMOJI + _INVISIBLE + "♥☆♡©\\", ""),
-        **dict.fromkeys("\u2010\u2012\u2013\u2014", "-"),
+        # Minus and primes, like those below, the official clients leave; the model knows none.
+        **dict.fromkeys("\u2010\u2012\u2013\u2014\u2212", "-"),
         **dict.fromkeys("“”", '"'),
-        **dict.fromkeys("‘’`", "'"),
+        **dict.fromkeys("‘’`\u02bc\u2032", "'"),
         **dict.fromkeys("_[]|/#→←", " "),
+        **dict.fromkeys("\u2044•·", " "),
+        "Œ": "œ",
+        "æ": "ae",
+        "Æ": "Ae",
+        "。": ".",
         "@": " at ",
     }
 )
@@ -146,7 +161,7 @@ def _is_readable(letter: str) -> bool:
 
 # The published graphs take fewer than 1,000 ids, tags included. Decomposed Hangul needs two or
 # three per syllable, so a limit in characters alone does not keep a chunk below it.
-_MAX_IDS = 999
+MAX_IDS = 999
 _FIRST_CHARS = {"ko": 24}  # elsewhere 60
 _TARGET_CHARS = {"ko": 120}  # elsewhere 300, as in the official clients
 _GROWTH = 2  # of a chunk over the one before, which is heard while it is spoken
@@ -188,7 +203,7 @@ def split_text(
     for piece in _pieces(text, sizes):
         before = chunks[-1].text if chunks else opening
         joined = f"{before} {piece.text}".lstrip()
-        fits = len(joined) <= rest.longest and _count_ids(joined) <= _MAX_IDS
+        fits = len(joined) <= rest.longest and count_ids(joined) <= MAX_IDS
         if not _is_speakable(piece.text):
             if fits and chunks:
                 chunks[-1] = replace(piece, text=joined)
@@ -262,17 +277,17 @@ def _pieces(text: str, sizes: _Sizes) -> Iterator[TextChunk]:
 
 
 def _within_ids(text: str, kind: Break) -> Iterator[TextChunk]:
-    n_ids = _count_ids(text)
-    if n_ids <= _MAX_IDS:
+    n_ids = count_ids(text)
+    if n_ids <= MAX_IDS:
         yield TextChunk(text, kind)
         return
-    length = len(text) * _MAX_IDS // n_ids
+    length = len(text) * MAX_IDS // n_ids
     size = Size(length, length, length // 4)
     for piece, inner_kind in cut_paragraph(text, size):
         yield from _within_ids(piece, kind if inner_kind is Break.PARAGRAPH else inner_kind)
 
 
-def _count_ids(text: str) -> int:
+def count_ids(text: str) -> int:
     """How many ids ``encode`` makes at most, the full stop it may add included."""
     return len(_clean(text)) + 1 + len(_LANGUAGE_TAGS.format(language="xx", text=""))
 

@@ -1,8 +1,8 @@
 """Idempotency keys: who asks for a job twice with the same key gets the same job.
 
-One small file per key under ``DATA/keys``, named by a hash of owner and key, so it outlives Redis
-and every process. Its lock is held from looking it up until the job is on disk: a second request
-with the key that comes in between sees that the first is still being handled.
+One small file per key under ``DATA/idempotency``, named by a hash of owner and key, so it outlives
+Redis and every process. Its lock is held from looking it up until the job is on disk: a second
+request with the key that comes in between sees that the first is still being handled.
 """
 
 import fcntl
@@ -47,10 +47,10 @@ class Claim:
 
 
 class IdempotencyKeys:
-    """The keys directory inside a data directory."""
+    """Their directory inside a data directory."""
 
     def __init__(self, data_dir: str | Path) -> None:
-        self.root = Path(data_dir) / "keys"
+        self.root = Path(data_dir) / "idempotency"
 
     @contextmanager
     def claim(self, owner: str, key: str) -> Iterator[Claim]:

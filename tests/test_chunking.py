@@ -59,6 +59,7 @@ def squeeze(text: str) -> str:
         # Portuguese
         "O Sr. Silva e a Sra. Costa moram na Av. Brasil.|Tudo bem?|Sim!|Não.",
         # French
+        "C'est MM. Petit et Grand, et Mmes. Petit.|Voilà.",
         "M. Dupont et Mme. Durand, cf. p. 12, sont là.|Le Dr. Petit aussi.",
         "« Bonjour ! » dit-il.|Comment ça va ?|« Bien. »|Elle sourit.",
         # Full-width marks need no space after them.

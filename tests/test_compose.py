@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from app.processes import STOP_WAIT_S
 from app.run import read_procfile
-from tasks.settings import Settings
+from tasks.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -36,6 +37,20 @@ def packages_of(extra: str) -> set[str]:
 def copied_files(dockerfile: str) -> list[str]:
     lines = re.findall(r"^COPY (.+)$", (ROOT / dockerfile).read_text(), re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
+
+
+def test_settings_have_the_programs_own_defaults() -> None:
+    known = {PREFIX + spec.name.upper(): spec.default for spec in fields(Settings)}
+    text = Path(ROOT, "docker-compose.yml").read_text()
+    told = dict(re.findall(r"\$\{(SUPERTONIC_\w+):-(.*?)\}", text))
+    assert len(told) > 10
+    assert told == {name: str(known[name]) for name in told}
+
+
+def test_any_other_setting_may_stand_in_a_file_for_all_services_of_ours() -> None:
+    for name, service in SERVICES.items():
+        if "build" in service:
+            assert service["env_file"] == [{"path": ".env", "required": False}], name
 
 
 @pytest.mark.parametrize("name", SERVICES)

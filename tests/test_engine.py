@@ -377,3 +377,11 @@ def test_what_is_no_sound_is_an_error_and_not_silence() -> None:
     for on_slice in (None, lambda i, samples: None):
         with pytest.raises(FloatingPointError, match="not all finite"):
             engine.synthesize([utterance], on_slice)
+
+
+def test_hangul_beyond_the_ids_a_model_takes_is_spoken_in_parts() -> None:
+    text = "안녕하세요 반갑습니다. " * 90
+    utterance = Utterance(text.strip(), "ko", "M1", 2, 1.0, 1, 0)
+    parts = in_parts(utterance, 2000)
+    assert len(parts) > 1 and all(len(encode(part.text, "ko")) < 1000 for part in parts)
+    assert "".join(part.text for part in parts).replace(" ", "") == text.replace(" ", "")
