@@ -52,8 +52,6 @@ def _full_size(device: str, precision: str) -> Any:
     precision = resolve_precision(config, device) if precision == "auto" else precision
     if device == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    if precision == "auto":
-        precision = resolve_precision(config, device)
     model = prepare(random_model(config), device, precision)
     predictor = model.duration_predictor
     predict = predictor.forward

@@ -74,7 +74,7 @@ function settingsChanged() {
   $("count").classList.toggle("too-long", length > limit);
   const kind = document.querySelector("input[name=snippet]:checked").value;
   const wav = { ...body, output_format: "wav" };
-  $("snippet").textContent = SNIPPETS[kind](location.origin, wav);
+  $("snippet").textContent = SNIPPETS[kind](location.origin, wav, Boolean(apiKey.get()));
   localStorage.setItem(SETTINGS_KEY, JSON.stringify(body));
 }
 
@@ -139,7 +139,8 @@ function showProblem(problem) {
     ? problem
     : new Problem({ title: "Something went wrong on this page", detail: String(problem) });
   $("problem-title").textContent = shown.title;
-  $("problem-detail").textContent = shown.detail;
+  $("problem-detail").textContent =
+    shown.status === 401 ? "Enter one of this server's keys in the field “API key”." : shown.detail;
   $("problem").hidden = false;
   const fields = shown.errors.filter(({ field }) => $(`error-${field}`));
   for (const { field, detail } of fields) {
@@ -348,6 +349,7 @@ $("language").addEventListener("change", () => {
 $("api-key").value = apiKey.get();
 $("api-key").addEventListener("change", () => {
   apiKey.set($("api-key").value);
+  settingsChanged();
   clearProblem();
   jobs.refresh();
 });

@@ -55,29 +55,29 @@ export function translateSample(text, language) {
   return null;
 }
 
-/** Code that asks this server for `body` as a WAV file. */
+/** Code that asks this server for `body` as a WAV file; with a placeholder for a key, if it needs one. */
 export const SNIPPETS = {
-  curl: (origin, body) => {
+  curl: (origin, body, needsKey) => {
     const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
     return `curl --fail-with-body ${origin}/synthesize \\
   -H 'Content-Type: application/json' \\
-  -o speech.wav \\
+${needsKey ? "  -H 'Authorization: Bearer KEY' \\\n" : ""}  -o speech.wav \\
   -d '${json}'`;
   },
-  python: (origin, body) => `import json
+  python: (origin, body, needsKey) => `import json
 import urllib.request
 
 body = ${JSON.stringify(body, null, 4)}
 request = urllib.request.Request(
     "${origin}/synthesize",
     data=json.dumps(body).encode(),
-    headers={"Content-Type": "application/json"},
+    headers={"Content-Type": "application/json"${needsKey ? ', "Authorization": "Bearer KEY"' : ""}},
 )
 with urllib.request.urlopen(request) as response, open("speech.wav", "wb") as file:
     file.write(response.read())`,
-  javascript: (origin, body) => `const response = await fetch("${origin}/synthesize", {
+  javascript: (origin, body, needsKey) => `const response = await fetch("${origin}/synthesize", {
   method: "POST",
-  headers: { "Content-Type": "application/json" },
+  headers: { "Content-Type": "application/json"${needsKey ? ', Authorization: "Bearer KEY"' : ""} },
   body: JSON.stringify(${JSON.stringify(body, null, 2).replaceAll("\n", "\n  ")}),
 });
 if (!response.ok) throw new Error((await response.json()).detail);
