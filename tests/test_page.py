@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.stack import wait_for
+from tests.stack import Stack, wait_for
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 DRIVER = shutil.which("chromedriver") or "/usr/bin/chromedriver"
@@ -252,6 +252,28 @@ def test_settings_are_remembered_and_appear_in_the_example_code(page: Page, serv
     snippet = page.find("#snippet").text
     for part in (f"{server.url}/synthesize", '"F3"', '"steps": 7', '"seed": 42', "It's mine."):
         assert part in snippet
+
+
+def test_a_server_with_keys_asks_for_one_and_its_examples_know(
+    browser: webdriver.Chrome, stack: Stack
+) -> None:
+    stack.env["SUPERTONIC_API_KEYS"] = "the-key-of-this-test"
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    page = Page(browser, stack.url)
+    page.set(text=TWO_CHUNKS)
+    page.find("#speak").click()
+    page.wait("!document.getElementById('key-field').hidden")
+    assert "in the field “API key”" in page.find("#problem-detail").text
+    page.find("#api-key").send_keys("the-key-of-this-test", Keys.ENTER)
+    page.find("#speak").click()
+    page.wait("supertonic.chunksReceived >= 2")
+    for kind in ("curl", "python", "javascript"):
+        page.find(f"input[value={kind}]").click()
+        snippet = page.find("#snippet").text
+        assert "Bearer KEY" in snippet and "the-key-of-this-test" not in snippet
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
