@@ -71,7 +71,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-cores bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-service  ## all benchmarks
+bench: bench-engine bench-cores bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-burst bench-service  ## all benchmarks but those of a GPU and by the clock
 
 bench-engine: $(ALL)  ## model speed beside ONNX Runtime, no queue (some six minutes)
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)

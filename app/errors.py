@@ -42,6 +42,9 @@ TITLES = {
 }
 
 
+# Characters of a value that are repeated to the client.
+SHORT = 80
+
 # What OpenAI calls some of them.
 ENVELOPED_AS_400 = {413, 415, 422}
 CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
@@ -114,7 +117,7 @@ def field_problem(field: str, value: Any, detail: str) -> Problem:
     return Problem(422, f"{field}: {detail}", errors=[error])
 
 
-def shorten(value: Any, limit: int = 80) -> Any:
+def shorten(value: Any) -> Any:
     """A value as it may be repeated to the client: whole when short, its beginning when long."""
     is_infinite = isinstance(value, float) and not math.isfinite(value)
     if value is None or isinstance(value, (bool, int, float)) and not is_infinite:
@@ -125,7 +128,7 @@ def shorten(value: Any, limit: int = 80) -> Any:
         text = f"a deeply nested {type(value).__name__}"
     # Half a surrogate pair cannot be sent back as UTF-8.
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= limit else text[:limit] + "…"
+    return text if len(text) <= SHORT else text[:SHORT] + "…"
 
 
 def redis_away() -> Problem:

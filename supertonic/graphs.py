@@ -33,9 +33,9 @@ MEMORY_SHARE = 0.25
 MOST_GRAPHS = 256
 
 
-def round_up(n: int, least: int = 16) -> int:
-    """The next of the sizes that lie at most an eighth apart."""
-    step = max(least, 1 << max(0, n.bit_length() - 4))
+def round_up(n: int) -> int:
+    """The next of the sizes that lie 16 or at most an eighth apart."""
+    step = max(16, 1 << max(0, n.bit_length() - 4))
     return -(-n // step) * step
 
 
