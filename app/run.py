@@ -1,4 +1,4 @@
-"""What `make run` starts: Redis, a worker, the files worker and the web, as one service that stops as one.
+"""What `make run` starts: Redis, worker, files worker and web, as one service that stops as one.
 
 The Procfile lists the processes and `app/processes.py` runs them. This module prepares (settings,
 port, Redis, model), shows what they log, and says when the service answers.
