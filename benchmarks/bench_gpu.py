@@ -7,7 +7,8 @@ Ceiling: the device's matrix rate. A product of a large size is timed in the sam
 
 Full-size random weights in bfloat16 (`--precision`). Random weights choose their own durations, so
 the text is made such that they come out near 7 s. Needs torch, numpy and safetensors, nothing else;
-with ``--device cpu`` it runs anywhere, without graphs, to see that it works.
+``python -m benchmarks.bench_gpu`` runs it where these are installed already, and with
+``--device cpu`` anywhere, without graphs, to see that it works.
 """
 
 import argparse
@@ -132,6 +133,16 @@ def padding_cost(engine: Engine, arguments: argparse.Namespace) -> float:
     return together / (rows * statistics.mean(shares))
 
 
+def company_difference(engine: Engine) -> float:
+    """How far an utterance in company is from the same one alone, as a share of its peak: the most
+    in batches of 8 and 32.
+    """
+    alone = engine.synthesize(said(1, 2))[0].samples
+    found = [engine.synthesize(said(rows, 2))[0].samples for rows in (8, 32)]
+    assert all(len(one) == len(alone) for one in found), "lengths are computed in double precision"
+    return max(float(np.abs(one - alone).max()) for one in found) / float(np.abs(alone).max())
+
+
 @torch.inference_mode()
 def first_slice_s(engine: Engine, repeats: int) -> float:
     """Of 7 s alone, until the first quarter of a second is there: in slices, without a graph."""
@@ -231,6 +242,7 @@ def main() -> None:
         # The count of operations is that of the full size.
         "matmul_share": None if arguments.config else best["tflop_s"] / result["matmul_tflop_s"],
         "first_slice_ms": first_slice_s(engine, arguments.repeats) * 1000,
+        "company_difference": company_difference(engine),
         "padding_cost": padding_cost(engine, arguments),
         "memory_mb": engine.device_memory_bytes() / 1e6,
         "graphs": len(engine.graphs.cache) if engine.graphs else 0,
