@@ -136,6 +136,7 @@ class EventStore:
         self._fail = client.register_script(scripts.FAIL)
         self._look = client.register_script(scripts.LOOK)
         self._begin = client.register_script(scripts.BEGIN)
+        self._unbegin = client.register_script(scripts.UNBEGIN)
         self._mark = client.register_script(scripts.MARK)
         self._forget_chunk = client.register_script(scripts.FORGET_CHUNK)
         self._forget_job = client.register_script(scripts.FORGET_JOB)
@@ -353,12 +354,15 @@ class EventStore:
         is spoken here.
         """
         company = "alone" if is_alone else "together"
-        asked = [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
-        answers = self._begin(args=[token, company, *asked])
+        answers = self._begin(args=[token, company, *_named(chunks)])
         return [
             (State(_text(state)) if state else None, bool(is_published), attempt)
             for state, is_published, attempt in answers
         ]
+
+    def unbegin(self, chunks: Sequence[Chunk], token: str) -> None:
+        """A living worker hands these chunks back: what it began with ``token`` is no attempt."""
+        self._unbegin(args=[token, *_named(chunks)])
 
     def published(self, job_id: str, indexes: Sequence[int]) -> list[int | None]:
         """Samples of each chunk that is published, None for the others."""
@@ -446,6 +450,10 @@ def sent_key(job_id: str) -> str:
 
 def _audio_key(job_id: str, index: int) -> str:
     return f"{PREFIX}audio:{job_id}:{index}"
+
+
+def _named(chunks: Iterable[Chunk]) -> list[Any]:
+    return [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
 
 
 def _text(value: Any) -> str:

@@ -299,6 +299,21 @@ return found
 """
 )
 
+# Chunks that were begun are handed back by a worker that lives: what was counted with this token is
+# no attempt. A full Redis refuses a script that begins by adding something; this one removes first.
+# ARGV: token, then job, index and content of each.
+UNBEGIN = """
+for i = 2, #ARGV, 3 do
+  local job_id, index, content = unpack(ARGV, i, i + 2)
+  local counted = 'supertonic:' .. (content ~= '' and 'flight:' .. content or 'job:' .. job_id)
+  local count, by = 'attempt:' .. index, 'attempt_by:' .. index
+  if redis.call('HGET', counted, by) == ARGV[1] then
+    redis.call('HDEL', counted, by)
+    redis.call('HINCRBY', counted, count, -1)
+  end
+end
+"""
+
 # Count a chunk whose audio is known from elsewhere. ARGV: job, index, samples. Not for a forgotten
 # job, which must not come back as a fragment.
 MARK = (
