@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -113,6 +114,16 @@ def connect(url: str) -> "redis.Redis":
         health_check_interval=15,
         max_connections=2000,
     )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether Redis refused something because it has no memory left. From inside a script that
+    comes like any other error, and from kombu as one of its own.
+    """
+    if isinstance(error, OperationalError):
+        return is_full(error.__cause__)
+    is_inside = isinstance(error, redis.ResponseError) and "-OOM " in str(error)
+    return is_inside or isinstance(error, redis.OutOfMemoryError)
 
 
 class EventStore:

@@ -69,10 +69,12 @@ local function publish(job_id, index, facts, pcm, ttl, now)
 end
 
 -- End a job, once. Returns 1, or 0 when it has ended before or is unknown. One that ended before
--- Redis lost it is no news to the totals.
+-- Redis lost it is no news to the totals. A full Redis refuses a script that begins by adding
+-- something, and this is what frees memory, so it begins by removing nothing.
 local function finish(job_id, state, reason, now, is_known)
   local job, news = P .. 'job:' .. job_id, {}
   if not is_open(redis.call('HGET', job, 'state')) then return 0 end
+  redis.call('HDEL', job, '')
   redis.call('HSET', job, 'state', state, 'error', reason, 'finished_at', now)
   say(job_id, news, 'type', state, 'error', reason)
   local ttl = redis.call('TTL', job)

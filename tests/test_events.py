@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tasks.events import TOGETHER_BYTES, ChunkResult, EventStore, connect, news_from
+from tasks.events import TOGETHER_BYTES, ChunkResult, EventStore, connect, is_full, news_from
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
 from tests.examples import a_chunk, a_job, some_pieces
-from tests.stack import Stack
+from tests.stack import Stack, full
 
 TTL_S = 600
 # Facts about the whole service, not about one job.
@@ -103,6 +103,37 @@ def test_a_job_is_running_from_its_first_chunk_and_done_with_its_last(store: Eve
     job = store.job("job")
     assert job is not None and job.started_at and job.finished_at
     assert job.created_at <= job.started_at <= job.finished_at
+
+
+@pytest.mark.parametrize("ending", [State.CANCELLED, State.FAILED])
+def test_a_job_ends_though_redis_is_full(
+    store: EventStore, client: "redis.Redis", ending: State
+) -> None:
+    """To cancel is what frees memory."""
+    create(store, count=2)
+    with full(client):
+        with pytest.raises(redis.RedisError) as refusal:
+            create(store, job_id="another")
+        assert is_full(refusal.value)
+        if ending is State.FAILED:
+            store.fail(a_chunk("job"), "a reason")
+        else:
+            assert store.end("job", ending)
+        assert state(store) is ending and types(store) == [ending.value]
+        assert not store.end("job", State.DONE)
+        store.forget_job("job")
+    assert store.job("job") is None
+
+
+def test_a_full_redis_is_told_from_other_answers(client: "redis.Redis") -> None:
+    with full(client), pytest.raises(redis.RedisError) as plain:
+        client.set("key", "value")
+    with full(client), pytest.raises(redis.RedisError) as inside:
+        client.eval("return redis.call('SET', 'key', 'value')", 0)
+    with pytest.raises(redis.RedisError) as other:
+        client.eval("return redis.call('SET', 'key')", 0)
+    errors = (plain.value, inside.value, other.value, redis.ConnectionError("OOM"))
+    assert [is_full(error) for error in errors] == [True, True, False, False]
 
 
 def test_a_long_job_is_not_done_before_its_file_is(store: EventStore) -> None:
