@@ -51,6 +51,11 @@ return 1
 """
 )
 
+# Not for a forgotten job, which must not come back as a fragment.
+_SET = """
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
+
 
 class LongJobs:
     """Methods raise ``redis.RedisError`` when Redis cannot be reached."""
@@ -60,6 +65,7 @@ class LongJobs:
         self.redis = store.redis
         self._pause = self.redis.register_script(_PAUSE)
         self._resume = self.redis.register_script(_RESUME)
+        self._set = self.redis.register_script(_SET)
 
     def pause(self, job_id: str) -> bool:
         """None of the job's chunks enters a batch from now on. False if it neither waits nor runs.
@@ -76,11 +82,11 @@ class LongJobs:
 
     def measure_afresh(self, job_id: str) -> None:
         """What was published before now says nothing about the pace."""
-        self.redis.hset(job_key(job_id), "pace_since", repr(time.time()))
+        self._set(keys=[job_key(job_id)], args=["pace_since", repr(time.time())])
 
     def note(self, job_id: str, text: str) -> None:
         """Show what keeps a job from ending, until it ends."""
-        self.redis.hset(job_key(job_id), "error", text)
+        self._set(keys=[job_key(job_id)], args=["error", text])
 
     # -- reading ---------------------------------------------------------------------------
 

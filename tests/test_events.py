@@ -183,6 +183,25 @@ def test_an_unknown_job_takes_nothing_and_leaves_no_trace(
     assert client.keys("*") == []
 
 
+def test_a_deleted_long_job_does_not_come_back_as_a_fragment(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    """The files worker may hold a job at the moment its owner deletes it."""
+    create(store, kind=Kind.LONG)
+    store.forget_job("job")
+    LongJobs(store).measure_afresh("job")
+    LongJobs(store).note("job", "a note")
+    assert store.job("job") is None and not client.exists("supertonic:job:job")
+
+
+def test_a_chunk_sent_again_for_a_job_without_an_account_leaves_nothing_for_ever(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    create(store)
+    assert store.begin([a_chunk("job", content="C")], "a") == [(State.RUNNING, False, 1)]
+    assert_all_expire(client)
+
+
 def test_every_key_of_a_job_has_an_end(store: EventStore, client: "redis.Redis") -> None:
     for kind, ending in ((Kind.STREAM, State.FAILED), (Kind.LONG, State.CANCELLED)):
         job_id = kind.value
@@ -466,6 +485,7 @@ def test_the_time_left_goes_by_the_pace_of_late(
     why: str,
 ) -> None:
     job = spoken_ago(client, seconds, len(seconds) + left)
+    client.hset("supertonic:job:job", "state", "running")
     (eta_s,) = LongJobs(store).etas([job])
     assert eta_s == (None if expected is None else pytest.approx(expected, rel=0.15)), why
     LongJobs(store).measure_afresh("job")
