@@ -77,9 +77,10 @@ class JobFiles:
     def load(self, job_id: str) -> tuple[Job, list[Piece]] | None:
         """The job as last saved, None if there is none."""
         try:
-            record: dict[str, Any] = json.loads((self.folder(job_id) / "job.json").read_text())
+            text = (self.folder(job_id) / "job.json").read_text("utf-8")
         except FileNotFoundError:
             return None
+        record: dict[str, Any] = json.loads(text)
         pieces = [Piece(text, pause_s) for text, pause_s in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
@@ -234,7 +235,7 @@ class JobFiles:
         have changed since.
         """
         try:
-            return (self.folder(job_id) / "stored").read_text()
+            return (self.folder(job_id) / "stored").read_text("utf-8")
         except FileNotFoundError:
             return ""
 
