@@ -129,9 +129,11 @@ class JobFiles:
     def delete_orphans(self) -> None:
         """Remove folders whose job was never accepted, or whose removal was broken off."""
         for folder in self.root.glob("*/"):
-            is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
-            if is_old and not (folder / "job.json").exists():
-                self.delete(folder.name)
+            # Somebody else may remove it at this moment.
+            with suppress(FileNotFoundError):
+                is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
+                if is_old and not (folder / "job.json").exists():
+                    self.delete(folder.name)
         for grave in self.deleted.glob("*/"):
             shutil.rmtree(grave, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import SOUND, Recorder, loose_chunks, read_index
 from tasks.messages import Kind, Piece
@@ -149,6 +151,27 @@ def test_a_job_is_read_in_any_locale(tmp_path: Path) -> None:
     command = [sys.executable, "-c", read, str(tmp_path)]
     answer = subprocess.run(command, env=os.environ | plain, cwd=ROOT, capture_output=True)
     assert answer.stdout.decode().strip() == ascii(text), answer.stderr.decode()[-300:]
+
+
+def test_folders_that_others_remove_meanwhile_stop_no_sweep(tmp_path: Path) -> None:
+    files, keys = JobFiles(tmp_path), IdempotencyKeys(tmp_path)
+    for n in range(2000):
+        path = files.make_folder(f"orphan{n:04}")
+        os.utime(path, (0, 0))
+        with keys.claim("", f"key{n}"):
+            pass
+    both = [(files.delete_orphans, files.root), (lambda: keys.delete_old(-1), keys.root)]
+    for sweep, root in both:
+        gate = threading.Barrier(3)
+
+        def run(sweep=sweep, gate=gate) -> None:
+            gate.wait(10)
+            sweep()
+
+        with ThreadPoolExecutor(3) as pool:
+            for sweeping in [pool.submit(run) for _ in range(3)]:
+                sweeping.result(60)
+        assert list(root.iterdir()) == []
 
 
 def test_a_deleted_job_is_never_written_back(tmp_path: Path) -> None:
