@@ -422,6 +422,20 @@ def test_long_jobs_are_listed_the_newest_first_until_forgotten(store: EventStore
     assert store.job("second") is None
 
 
+def test_a_page_of_many_owners_jobs_takes_few_round_trips(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    for n in range(1000):
+        owner = "mine" if n % 250 == 0 else "another"
+        store.create(replace(a_job(f"{n:03}", 1, Kind.LONG), owner=owner), some_pieces(1), TTL_S)
+    before = client.info("stats")["total_reads_processed"]
+    jobs, cursor = LongJobs(store).page("mine", None, 3, None)
+    assert client.info("stats")["total_reads_processed"] - before <= 20
+    assert [job.job_id for job in jobs] == ["750", "500", "250"] and cursor is not None
+    rest, end = LongJobs(store).page("mine", State.QUEUED, 3, cursor)
+    assert [job.job_id for job in rest] == ["000"] and end is None
+
+
 def test_the_store_fails_fast_when_redis_is_away(store: EventStore) -> None:
     away = connect("redis://127.0.0.1:1/0")
     started = time.monotonic()
