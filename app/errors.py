@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
 from wsproto.utilities import RemoteProtocolError
 
+from tasks.events import is_full
 from tasks.places import PlaceAway
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,12 @@ def no_worker() -> Problem:
     )
 
 
+def full(error: Exception) -> Response:
+    logger.error("Redis is full: %s", error)
+    detail = "Redis has no memory left for this request; try again when others are done."
+    return Problem(503, detail, retry_after_s=10).response()
+
+
 def register(app: Flask) -> None:
     """Make every exception that leaves a route a problem response."""
 
@@ -154,6 +161,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(redis.TimeoutError)
     @app.errorhandler(OperationalError)
     def away(error: Exception) -> Response:
+        if is_full(error):
+            return full(error)
         logger.warning("Redis is away: %s", error)
         return redis_away().response()
 
@@ -163,11 +172,9 @@ def register(app: Flask) -> None:
         detail = "The place where finished sound is kept cannot be reached; try again in a moment."
         return Problem(503, detail, retry_after_s=10).response()
 
-    @app.errorhandler(redis.exceptions.OutOfMemoryError)
-    def full(error: Exception) -> Response:
-        logger.error("Redis is full: %s", error)
-        detail = "Redis has no memory left for this request; try again when others are done."
-        return Problem(503, detail, retry_after_s=10).response()
+    @app.errorhandler(redis.ResponseError)
+    def refused(error: redis.ResponseError) -> Response:
+        return full(error) if is_full(error) else mistake(error)
 
     @app.errorhandler(RemoteProtocolError)
     def handshake(error: RemoteProtocolError) -> Response:

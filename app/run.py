@@ -115,7 +115,7 @@ def watch(processes: Processes, settings: Settings, stopping: threading.Event) -
 
 def read_procfile() -> dict[str, str]:
     """The processes' shell commands by name, in the order in which they start."""
-    lines = re.findall(r"^([\w-]+):\s*(.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    lines = re.findall(r"^([\w-]+):\s*(.+)$", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     return dict(lines)
 
 

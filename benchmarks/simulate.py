@@ -18,7 +18,7 @@ import heapq
 import math
 import random
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -152,7 +152,7 @@ class Simulation:
         self.listeners: dict[str, Listener] = {}
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.queues: dict[Urgency, deque[Chunk]] = {urgency: deque() for urgency in Urgency}
-        shared: dict[str, float] = {}
+        shared: OrderedDict[str, float] = OrderedDict()
         self.workers = []
         for _ in range(scene.workers):
             pace = Pace(measured=scene.cost, batches_at_once=scene.cores, delays=shared)

@@ -88,7 +88,12 @@ end
 
 local function join(content, job_id, index, now)
   redis.call('HSET', P .. 'flight:' .. content, 'job:' .. job_id, now)
-  redis.call('HSET', P .. 'work:' .. job_id, 'content:' .. index, content)
+  local work = P .. 'work:' .. job_id
+  redis.call('HSET', work, 'content:' .. index, content)
+  -- Stored without anything to be spoken, it had no account until now.
+  if redis.call('TTL', work) < 0 then
+    redis.call('EXPIRE', work, redis.call('TTL', P .. 'job:' .. job_id))
+  end
 end
 
 -- A flight must not outlive its message: who joined it later would wait for nothing.

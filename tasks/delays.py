@@ -31,10 +31,11 @@ def exchange(client: "redis.Redis", pace: Pace, waiting: Iterable[Chunk]) -> Non
         if keys:
             pipe.mget([_name(key) for key in keys])
         replies: list[Any] = pipe.execute()
-    told_since = {key for key, _ in pace.untold}
+    # A copy: threads of the pool add to it.
+    told_since = {key for key, _ in list(pace.untold)}
     for key, total in zip(keys, replies[-1] if keys else [], strict=True):
         if total is not None and key not in told_since:
-            pace.delays[key] = float(total)
+            pace.learn_delay(key, float(total))
 
 
 def _name(key: str) -> str:

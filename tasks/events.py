@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -115,6 +116,16 @@ def connect(url: str) -> "redis.Redis":
     )
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether Redis refused something because it has no memory left. From inside a script that
+    comes like any other error, and from kombu as one of its own.
+    """
+    if isinstance(error, OperationalError):
+        return is_full(error.__cause__)
+    is_inside = isinstance(error, redis.ResponseError) and "-OOM " in str(error)
+    return is_inside or isinstance(error, redis.OutOfMemoryError)
+
+
 class EventStore:
     """Reads and writes jobs, their events and their audio.
 
@@ -136,6 +147,7 @@ class EventStore:
         self._fail = client.register_script(scripts.FAIL)
         self._look = client.register_script(scripts.LOOK)
         self._begin = client.register_script(scripts.BEGIN)
+        self._unbegin = client.register_script(scripts.UNBEGIN)
         self._mark = client.register_script(scripts.MARK)
         self._forget_chunk = client.register_script(scripts.FORGET_CHUNK)
         self._forget_job = client.register_script(scripts.FORGET_JOB)
@@ -353,12 +365,15 @@ class EventStore:
         is spoken here.
         """
         company = "alone" if is_alone else "together"
-        asked = [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
-        answers = self._begin(args=[token, company, *asked])
+        answers = self._begin(args=[token, company, *_named(chunks)])
         return [
             (State(_text(state)) if state else None, bool(is_published), attempt)
             for state, is_published, attempt in answers
         ]
+
+    def unbegin(self, chunks: Sequence[Chunk], token: str) -> None:
+        """A living worker hands these chunks back: what it began with ``token`` is no attempt."""
+        self._unbegin(args=[token, *_named(chunks)])
 
     def published(self, job_id: str, indexes: Sequence[int]) -> list[int | None]:
         """Samples of each chunk that is published, None for the others."""
@@ -376,7 +391,9 @@ class EventStore:
         return [_event(_text(entry_id), fields) for entry_id, fields in reply]
 
     def queues_are_empty(self) -> bool:
-        """Whether no chunk waits in a queue or in a worker."""
+        """Whether no chunk waits in a queue or in a worker. What the files worker holds cannot be
+        told from chunks, so it counts as one while it is at work.
+        """
         lengths = self.queue_lengths()
         return not any(length for name, length in lengths.items() if name != "files")
 
@@ -446,6 +463,10 @@ def sent_key(job_id: str) -> str:
 
 def _audio_key(job_id: str, index: int) -> str:
     return f"{PREFIX}audio:{job_id}:{index}"
+
+
+def _named(chunks: Iterable[Chunk]) -> list[Any]:
+    return [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -69,13 +69,11 @@ class IdempotencyKeys:
     def delete_old(self, ttl_s: float) -> None:
         """Remove keys that were last written so long ago that their jobs have expired."""
         for path in self.root.glob("*"):
-            if path.stat().st_mtime > time.time() - ttl_s:
-                continue
-            try:
-                with _locked(path):
-                    path.unlink(missing_ok=True)
-            except InFlight:
-                continue
+            # Somebody else may hold it, or remove it at this moment.
+            with suppress(InFlight, FileNotFoundError):
+                if path.stat().st_mtime <= time.time() - ttl_s:
+                    with _locked(path):
+                        path.unlink(missing_ok=True)
 
 
 @contextmanager

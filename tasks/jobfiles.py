@@ -77,9 +77,10 @@ class JobFiles:
     def load(self, job_id: str) -> tuple[Job, list[Piece]] | None:
         """The job as last saved, None if there is none."""
         try:
-            record: dict[str, Any] = json.loads((self.folder(job_id) / "job.json").read_text())
+            text = (self.folder(job_id) / "job.json").read_text("utf-8")
         except FileNotFoundError:
             return None
+        record: dict[str, Any] = json.loads(text)
         pieces = [Piece(text, pause_s) for text, pause_s in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
@@ -128,9 +129,11 @@ class JobFiles:
     def delete_orphans(self) -> None:
         """Remove folders whose job was never accepted, or whose removal was broken off."""
         for folder in self.root.glob("*/"):
-            is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
-            if is_old and not (folder / "job.json").exists():
-                self.delete(folder.name)
+            # Somebody else may remove it at this moment.
+            with suppress(FileNotFoundError):
+                is_old = folder.stat().st_mtime < time.time() - ORPHAN_S
+                if is_old and not (folder / "job.json").exists():
+                    self.delete(folder.name)
         for grave in self.deleted.glob("*/"):
             shutil.rmtree(grave, ignore_errors=True)
 
@@ -234,7 +237,7 @@ class JobFiles:
         have changed since.
         """
         try:
-            return (self.folder(job_id) / "stored").read_text()
+            return (self.folder(job_id) / "stored").read_text("utf-8")
         except FileNotFoundError:
             return ""
 

@@ -51,6 +51,11 @@ return 1
 """
 )
 
+# Not for a forgotten job, which must not come back as a fragment.
+_SET = """
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
+
 
 class LongJobs:
     """Methods raise ``redis.RedisError`` when Redis cannot be reached."""
@@ -60,6 +65,7 @@ class LongJobs:
         self.redis = store.redis
         self._pause = self.redis.register_script(_PAUSE)
         self._resume = self.redis.register_script(_RESUME)
+        self._set = self.redis.register_script(_SET)
 
     def pause(self, job_id: str) -> bool:
         """None of the job's chunks enters a batch from now on. False if it neither waits nor runs.
@@ -76,11 +82,11 @@ class LongJobs:
 
     def measure_afresh(self, job_id: str) -> None:
         """What was published before now says nothing about the pace."""
-        self.redis.hset(job_key(job_id), "pace_since", repr(time.time()))
+        self._set(keys=[job_key(job_id)], args=["pace_since", repr(time.time())])
 
     def note(self, job_id: str, text: str) -> None:
         """Show what keeps a job from ending, until it ends."""
-        self.redis.hset(job_key(job_id), "error", text)
+        self._set(keys=[job_key(job_id)], args=["error", text])
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -138,31 +144,39 @@ class LongJobs:
     ) -> tuple[list[Job], tuple[float, str] | None]:
         """Long jobs of one owner, the newest first, and where the next page begins."""
         found: list[tuple[float, str]] = []
-        for key in self._listed(cursor):
-            if self._is_wanted(key[1], owner, state):
-                found.append(key)
+        for keys in self._listed(cursor):
+            found += self._wanted(keys, owner, state)
             if len(found) > limit:
                 break
         jobs = self.store.jobs([job_id for _, job_id in found[:limit]])
         return [job for job in jobs if job], found[limit - 1] if len(found) > limit else None
 
-    def _listed(self, cursor: tuple[float, str] | None) -> Iterator[tuple[float, str]]:
+    def _listed(self, cursor: tuple[float, str] | None) -> Iterator[list[tuple[float, str]]]:
         highest = "+inf" if cursor is None else repr(cursor[0])
         for start in range(0, 10**9, PAGE):
             rows: Any = self.redis.zrevrangebyscore(
                 JOBS, highest, "-inf", start=start, num=PAGE, withscores=True
             )
             keys = [(score, job_id.decode()) for job_id, score in rows]
-            yield from (key for key in keys if cursor is None or key < cursor)
+            yield [key for key in keys if cursor is None or key < cursor]
             if len(rows) < PAGE:
                 return
 
-    def _is_wanted(self, job_id: str, owner: str, state: State | None) -> bool:
-        # Only these two fields: a record holds the whole text.
-        row: Any = self.redis.hmget(job_key(job_id), ["state", "owner"])
-        if row[0] is None or (row[1] or b"").decode() != owner:
-            return False
-        return state is None or row[0].decode() == state
+    def _wanted(
+        self, keys: list[tuple[float, str]], owner: str, state: State | None
+    ) -> list[tuple[float, str]]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for _, job_id in keys:
+                # Only these two fields: a record holds the whole text.
+                pipe.hmget(job_key(job_id), ["state", "owner"])
+            rows = pipe.execute()
+        return [
+            key
+            for key, (its_state, its_owner) in zip(keys, rows, strict=True)
+            if its_state is not None
+            and (its_owner or b"").decode() == owner
+            and (state is None or its_state.decode() == state)
+        ]
 
 
 def _spoken_at(entry_id: bytes) -> float:

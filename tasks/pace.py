@@ -4,7 +4,7 @@ The speaker writes it after each batch, the schedule (``tasks/batching.py``) rea
 clock of its own, so the simulator drives the same code.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -87,7 +87,7 @@ class Pace:
     scale: float = 1.0
     low_due: float = 0.0  # when long jobs have their next turn
     # Per job and sending: seconds by which its listener hears everything later than planned.
-    delays: dict[str, float] = field(default_factory=dict)
+    delays: OrderedDict[str, float] = field(default_factory=OrderedDict)
     untold: deque[tuple[str, float]] = field(default_factory=deque)  # news for other workers
     _estimated_s: float = 0.0
     _spoken_s: float = 0.0
@@ -139,10 +139,14 @@ class Pace:
         key = delay_key(chunk)
         before = self.delays.get(key, 0.0)
         change = max(0.0, now - chunk.due - before) + seconds - chunk.seconds
-        self.delays[key] = before + change
+        self.learn_delay(key, before + change)
         self.untold.append((key, change))
+
+    def learn_delay(self, key: str, seconds: float) -> None:
+        self.delays[key] = seconds
         if len(self.delays) > MAX_DELAYS:
-            del self.delays[next(iter(self.delays))]
+            # In one step: threads of the pool and of the hub come here.
+            self.delays.popitem(last=False)
 
 
 def delay_key(chunk: Chunk) -> str:

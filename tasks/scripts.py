@@ -69,10 +69,12 @@ local function publish(job_id, index, facts, pcm, ttl, now)
 end
 
 -- End a job, once. Returns 1, or 0 when it has ended before or is unknown. One that ended before
--- Redis lost it is no news to the totals.
+-- Redis lost it is no news to the totals. A full Redis refuses a script that begins by adding
+-- something, and this is what frees memory, so it begins by removing nothing.
 local function finish(job_id, state, reason, now, is_known)
   local job, news = P .. 'job:' .. job_id, {}
   if not is_open(redis.call('HGET', job, 'state')) then return 0 end
+  redis.call('HDEL', job, '')
   redis.call('HSET', job, 'state', state, 'error', reason, 'finished_at', now)
   say(job_id, news, 'type', state, 'error', reason)
   local ttl = redis.call('TTL', job)
@@ -298,6 +300,21 @@ for i = 3, #ARGV, 3 do table.insert(found, begin(ARGV[i], ARGV[i + 1], ARGV[i + 
 return found
 """
 )
+
+# Chunks that were begun are handed back by a worker that lives: what was counted with this token is
+# no attempt. A full Redis refuses a script that begins by adding something; this one removes first.
+# ARGV: token, then job, index and content of each.
+UNBEGIN = """
+for i = 2, #ARGV, 3 do
+  local job_id, index, content = unpack(ARGV, i, i + 2)
+  local counted = 'supertonic:' .. (content ~= '' and 'flight:' .. content or 'job:' .. job_id)
+  local count, by = 'attempt:' .. index, 'attempt_by:' .. index
+  if redis.call('HGET', counted, by) == ARGV[1] then
+    redis.call('HDEL', counted, by)
+    redis.call('HINCRBY', counted, count, -1)
+  end
+end
+"""
 
 # Count a chunk whose audio is known from elsewhere. ARGV: job, index, samples. Not for a forgotten
 # job, which must not come back as a fragment.

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -107,7 +108,7 @@ class Speaker:
             redis.RedisError: Redis stayed away; nothing may be acknowledged.
             EngineBroken: nothing can be spoken here any more; neither.
         """
-        taken_at = time.time()
+        taken_at, token = time.time(), uuid.uuid4().hex
         outcomes, work_s = [Outcome.SKIPPED] * len(batch), 0.0
         all_cores = self.engine.batches_at_once
         cores = min(cores or all_cores, all_cores)
@@ -115,14 +116,19 @@ class Speaker:
             mark = self._in_hand.begin(time.perf_counter())
         try:
             with self._company.together():
-                rows, suspects = self._begin(batch, list(range(len(batch))), outcomes)
+                rows, suspects = self._begin(batch, list(range(len(batch))), outcomes, token)
                 if rows:
                     work_s = self._speak_rows(batch, rows, outcomes, taken_at, cores)
             # What may have killed its worker runs by itself, after all others are published.
             for row in suspects:
                 with self._company.alone():
-                    if any(self._begin(batch, [row], outcomes, is_alone=True)):
+                    if any(self._begin(batch, [row], outcomes, token, is_alone=True)):
                         work_s += self._speak_rows(batch, [row], outcomes, taken_at, all_cores)
+        except redis.RedisError:
+            # Above all a full one: they are handed back, and have taken no worker down.
+            with suppress(redis.RedisError):
+                self.store.unbegin([item.chunk for item in batch], token)
+            raise
         finally:
             with self._noting:
                 ended = time.perf_counter()
@@ -138,12 +144,12 @@ class Speaker:
         batch: Sequence[Waiting],
         rows: list[int],
         outcomes: list[Outcome],
+        token: str,
         is_alone: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Rows somebody still waits for, asked at the last moment before the device is used:
         those never begun before, and the others.
         """
-        token = uuid.uuid4().hex
         chunks = [batch[row].chunk for row in rows]
         answers = self._with_patience(lambda: self.store.begin(chunks, token, is_alone))
         together, suspects = [], []

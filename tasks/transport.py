@@ -67,7 +67,8 @@ for _, tag in ipairs(ARGV) do redis.call('ZADD', KEYS[1], 'XX', now, tag) end
 # not parsed: it may be the very one that nobody can parse. Returns the tags of those that were sent
 # through an exchange; where they belong only kombu knows.
 _RESTORE = """
-local tags = {unpack(ARGV, 3)}
+local tags = {}
+for i = 3, #ARGV do tags[#tags + 1] = ARGV[i] end
 if #tags == 0 then
   local time = redis.call('TIME')
   local before = time[1] + time[2] / 1000000 - ARGV[1]

@@ -4,7 +4,7 @@ Celery's own time limits do nothing for threads. A hanging engine is seen by the
 hands back what was not begun. An engine that hangs without ever letting go of the interpreter
 stops the hub thread too; then only a timer in C is left, which ends the process as it is. Either
 way the batch itself returns when its lease runs out, and a chunk that was begun before runs alone,
-so after three times the guilty one is given up (tasks/speaker.py).
+so after four times the guilty one is given up (tasks/speaker.py).
 """
 
 import faulthandler

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -84,9 +84,12 @@ class Delivery:
     def load(cls, folder: Path) -> "Delivery | None":
         """The delivery of the job in this folder, None if it has none."""
         try:
-            return cls(**json.loads((folder / FILE).read_text()))
+            record: dict[str, Any] = json.loads((folder / FILE).read_text("utf-8"))
         except FileNotFoundError:
             return None
+        # Another version may have written it: what this one does not know is left out.
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
 
     def save(self, folder: Path) -> None:
         """FileNotFoundError: there is no such folder, as of a job that was deleted meanwhile."""

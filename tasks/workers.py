@@ -5,12 +5,15 @@ web reads the records for readiness, for ``GET /`` and for what models and voice
 """
 
 import json
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import redis
 
 from tasks.events import PREFIX
+
+logger = logging.getLogger(__name__)
 
 WORKERS = PREFIX + "workers"
 BATCH = PREFIX + "batch"
@@ -37,17 +40,21 @@ class WorkerRecord:
     max_batch: int
     max_wait_ms: float
     started_at: float
-    waiting: int
-    batches: int
-    chunks: int
-    audio_s: float
-    busy_s: float
-    rate: float
-    throughput: float
-    length_ratio: float
-    queue_wait_s: float
-    batch_size: float
-    device_memory_bytes: int
+    waiting: int = 0
+    batches: int = 0
+    chunks: int = 0
+    audio_s: float = 0.0
+    busy_s: float = 0.0
+    rate: float = 0.0
+    throughput: float = 0.0
+    length_ratio: float = 1.0
+    queue_wait_s: float = 0.0
+    batch_size: float = 0.0
+    device_memory_bytes: int = 0
+
+
+_FIELDS = {field.name for field in fields(WorkerRecord)}
+_NEEDED = {field.name for field in fields(WorkerRecord) if field.default is MISSING}
 
 
 class WorkerRecords:
@@ -77,7 +84,8 @@ class WorkerRecords:
         dead = [name for name, row in zip(names, rows, strict=True) if row is None]
         if dead:
             self.redis.srem(WORKERS, *dead)
-        return [_record(row) for row in rows if row is not None]
+        records = [_record(row) for row in rows if row is not None]
+        return [record for record in records if record is not None]
 
     def set_batch(self, max_batch: int | None, max_wait_ms: float | None) -> None:
         """Change the limits of every worker, now and for workers that start later."""
@@ -100,8 +108,13 @@ def _key(name: str) -> str:
     return f"{PREFIX}worker:{name}"
 
 
-def _record(row: bytes) -> WorkerRecord:
-    values = json.loads(row)
+def _record(row: bytes) -> WorkerRecord | None:
+    """None where it does not say what the worker can do."""
+    # Another version may have written it: what this one does not know is left out.
+    values = {name: value for name, value in json.loads(row).items() if name in _FIELDS}
+    if missing := _NEEDED - values.keys():
+        logger.warning("a worker's record is without %s, not used", ", ".join(sorted(missing)))
+        return None
     values["voices"] = tuple(values["voices"])
     values["languages"] = tuple(values["languages"])
     return WorkerRecord(**values)

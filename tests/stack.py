@@ -179,6 +179,16 @@ class Stack:
             yield response
 
 
+@contextmanager
+def full(client: "redis.Redis") -> Iterator[None]:
+    """Redis has no room left: it refuses whatever would add something."""
+    client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
 def _die_with_parent() -> None:
     """A test run that is killed must not leave a whole service behind (Linux only)."""
     pr_set_pdeathsig = 1

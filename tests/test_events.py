@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tasks.events import TOGETHER_BYTES, ChunkResult, EventStore, connect, news_from
+from tasks.events import TOGETHER_BYTES, ChunkResult, EventStore, connect, is_full, news_from
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
 from tests.examples import a_chunk, a_job, some_pieces
-from tests.stack import Stack
+from tests.stack import Stack, full
 
 TTL_S = 600
 # Facts about the whole service, not about one job.
@@ -105,6 +105,37 @@ def test_a_job_is_running_from_its_first_chunk_and_done_with_its_last(store: Eve
     assert job.created_at <= job.started_at <= job.finished_at
 
 
+@pytest.mark.parametrize("ending", [State.CANCELLED, State.FAILED])
+def test_a_job_ends_though_redis_is_full(
+    store: EventStore, client: "redis.Redis", ending: State
+) -> None:
+    """To cancel is what frees memory."""
+    create(store, count=2)
+    with full(client):
+        with pytest.raises(redis.RedisError) as refusal:
+            create(store, job_id="another")
+        assert is_full(refusal.value)
+        if ending is State.FAILED:
+            store.fail(a_chunk("job"), "a reason")
+        else:
+            assert store.end("job", ending)
+        assert state(store) is ending and types(store) == [ending.value]
+        assert not store.end("job", State.DONE)
+        store.forget_job("job")
+    assert store.job("job") is None
+
+
+def test_a_full_redis_is_told_from_other_answers(client: "redis.Redis") -> None:
+    with full(client), pytest.raises(redis.RedisError) as plain:
+        client.set("key", "value")
+    with full(client), pytest.raises(redis.RedisError) as inside:
+        client.eval("return redis.call('SET', 'key', 'value')", 0)
+    with pytest.raises(redis.RedisError) as other:
+        client.eval("return redis.call('SET', 'key')", 0)
+    errors = (plain.value, inside.value, other.value, redis.ConnectionError("OOM"))
+    assert [is_full(error) for error in errors] == [True, True, False, False]
+
+
 def test_a_long_job_is_not_done_before_its_file_is(store: EventStore) -> None:
     create(store, count=2, kind=Kind.LONG)
     store.publish([result(index=0), result(index=1)])
@@ -150,6 +181,25 @@ def test_an_unknown_job_takes_nothing_and_leaves_no_trace(
     store.forget_chunk("job", 0)
     store.let_go("job", [0], 5)
     assert client.keys("*") == []
+
+
+def test_a_deleted_long_job_does_not_come_back_as_a_fragment(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    """The files worker may hold a job at the moment its owner deletes it."""
+    create(store, kind=Kind.LONG)
+    store.forget_job("job")
+    LongJobs(store).measure_afresh("job")
+    LongJobs(store).note("job", "a note")
+    assert store.job("job") is None and not client.exists("supertonic:job:job")
+
+
+def test_a_chunk_sent_again_for_a_job_without_an_account_leaves_nothing_for_ever(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    create(store)
+    assert store.begin([a_chunk("job", content="C")], "a") == [(State.RUNNING, False, 1)]
+    assert_all_expire(client)
 
 
 def test_every_key_of_a_job_has_an_end(store: EventStore, client: "redis.Redis") -> None:
@@ -372,6 +422,20 @@ def test_long_jobs_are_listed_the_newest_first_until_forgotten(store: EventStore
     assert store.job("second") is None
 
 
+def test_a_page_of_many_owners_jobs_takes_few_round_trips(
+    store: EventStore, client: "redis.Redis"
+) -> None:
+    for n in range(1000):
+        owner = "mine" if n % 250 == 0 else "another"
+        store.create(replace(a_job(f"{n:03}", 1, Kind.LONG), owner=owner), some_pieces(1), TTL_S)
+    before = client.info("stats")["total_reads_processed"]
+    jobs, cursor = LongJobs(store).page("mine", None, 3, None)
+    assert client.info("stats")["total_reads_processed"] - before <= 20
+    assert [job.job_id for job in jobs] == ["750", "500", "250"] and cursor is not None
+    rest, end = LongJobs(store).page("mine", State.QUEUED, 3, cursor)
+    assert [job.job_id for job in rest] == ["000"] and end is None
+
+
 def test_the_store_fails_fast_when_redis_is_away(store: EventStore) -> None:
     away = connect("redis://127.0.0.1:1/0")
     started = time.monotonic()
@@ -435,6 +499,7 @@ def test_the_time_left_goes_by_the_pace_of_late(
     why: str,
 ) -> None:
     job = spoken_ago(client, seconds, len(seconds) + left)
+    client.hset("supertonic:job:job", "state", "running")
     (eta_s,) = LongJobs(store).etas([job])
     assert eta_s == (None if expected is None else pytest.approx(expected, rel=0.15)), why
     LongJobs(store).measure_afresh("job")

@@ -16,7 +16,7 @@ from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
 from tests.sse import SAMPLE_RATE, joined, read_events, samples_of
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, full, wait_for
 
 
 def long_text(characters: int) -> str:
@@ -351,7 +351,7 @@ def test_pausing_and_resuming_at_once_queues_nothing_twice(slow: Stack) -> None:
 
 
 def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
-    """A chunk skipped for a pause must not count among the three that a chunk may take down."""
+    """A chunk skipped for a pause must not count among the four that a chunk may take down."""
     job_id = submit(slow, 4000, target_chunk_chars=100, max_chunk_chars=200)
     for n in range(1, 6):
         wait_for(lambda n=n: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2 * n)
@@ -359,7 +359,9 @@ def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
         wait_for(lambda: slow.redis.llen("low") == 0 and slow.redis.hlen("unacked") == 0)
         slow.post(f"/jobs/{job_id}/resume")
     assert done(slow, job_id)["state"] == "done"
-    assert "taken down" not in slow.log("worker") and "suspect" not in slow.log("worker")
+    record = slow.redis.hgetall(f"supertonic:job:{job_id}")
+    attempts = [int(value) for name, value in record.items() if name.startswith(b"attempt:")]
+    assert attempts and set(attempts) == {1}
 
 
 def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> None:
@@ -398,6 +400,22 @@ def test_events_tell_of_pauses_and_keep_their_positions(slow: Stack) -> None:
     with slow.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
         again = [event.event for event in read_events(response)]
     assert "paused" not in again and again[-1] == "done"
+
+
+def test_a_full_redis_refuses_what_is_new_and_lets_jobs_be_cancelled(slow: Stack) -> None:
+    running, paused = submit(slow, 20_000), submit(slow, 20_000)
+    wait_for(lambda: slow.get(f"/jobs/{running}").json()["chunks_done"] >= 2)
+    slow.post(f"/jobs/{paused}/pause")
+    with full(slow.redis):
+        for path in ("/synthesize", "/synthesize/long", f"/jobs/{running}/pause"):
+            refused = slow.post(path, {"text": "Hello."})
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10"), path
+            assert refused.headers["Content-Type"] == "application/problem+json"
+        for job_id in (running, paused):
+            cancelled = slow.delete(f"/jobs/{job_id}")
+            assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
+            assert slow.get(f"/jobs/{job_id}").json()["state"] == "cancelled"
+    assert done(slow, submit(slow, 300))["state"] == "done"
 
 
 def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:

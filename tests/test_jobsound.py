@@ -1,8 +1,12 @@
 """A long job's sound grows chunk by chunk: in any order, through any death, each sample once."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import SOUND, Recorder, loose_chunks, read_index
 from tasks.messages import Kind, Piece
 from tests.examples import a_job, some_pieces
 from tests.sse import samples_of
+from tests.stack import ROOT
 
 RATE = 44_100
 
@@ -134,6 +140,38 @@ def test_a_job_that_another_version_wrote_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"of_tomorrow": 1}))
     job, pieces = files.load("job")
     assert (job.job_id, pieces) == ("job", some_pieces(1))
+
+
+def test_a_job_is_read_in_any_locale(tmp_path: Path) -> None:
+    text = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."
+    JobFiles(tmp_path).save(a_job("job"), [Piece(text, 0.3)])
+    read = "import sys; from tasks.jobfiles import JobFiles; "
+    read += "print(ascii(JobFiles(sys.argv[1]).load('job')[1][0].text))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", read, str(tmp_path)]
+    answer = subprocess.run(command, env=os.environ | plain, cwd=ROOT, capture_output=True)
+    assert answer.stdout.decode().strip() == ascii(text), answer.stderr.decode()[-300:]
+
+
+def test_folders_that_others_remove_meanwhile_stop_no_sweep(tmp_path: Path) -> None:
+    files, keys = JobFiles(tmp_path), IdempotencyKeys(tmp_path)
+    for n in range(2000):
+        path = files.make_folder(f"orphan{n:04}")
+        os.utime(path, (0, 0))
+        with keys.claim("", f"key{n}"):
+            pass
+    both = [(files.delete_orphans, files.root), (lambda: keys.delete_old(-1), keys.root)]
+    for sweep, root in both:
+        gate = threading.Barrier(3)
+
+        def run(sweep=sweep, gate=gate) -> None:
+            gate.wait(10)
+            sweep()
+
+        with ThreadPoolExecutor(3) as pool:
+            for sweeping in [pool.submit(run) for _ in range(3)]:
+                sweeping.result(60)
+        assert list(root.iterdir()) == []
 
 
 def test_a_deleted_job_is_never_written_back(tmp_path: Path) -> None:

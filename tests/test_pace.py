@@ -5,7 +5,7 @@ import redis
 
 from tasks.delays import exchange
 from tasks.messages import Kind
-from tasks.pace import Cost, Pace, work
+from tasks.pace import MAX_DELAYS, Cost, Pace, work
 from tasks.sending import make_chunks
 from tasks.throughput import Throughput
 from tests.examples import a_chunk, a_job, some_pieces
@@ -104,6 +104,19 @@ def test_workers_tell_each_other_how_late_a_listener_is(client: "redis.Redis") -
     assert not one.untold and not other.untold
     key = next(client.scan_iter("supertonic:delay:*"))
     assert 0 < client.ttl(key) <= 120
+
+
+def test_what_is_learned_from_others_is_bounded_too(client: "redis.Redis") -> None:
+    pace, teller = Pace(), Pace()
+    pace.delays |= {f"old:{n}": 1.0 for n in range(MAX_DELAYS)}
+    chunks = [a_chunk(str(n), count=2, due=100.0) for n in range(100)]
+    for chunk in chunks:
+        teller.published(chunk, seconds=1.0, now=103.0)
+    exchange(client, teller, [])
+    exchange(client, pace, chunks)
+    assert len(pace.delays) == MAX_DELAYS
+    assert "old:99" not in pace.delays and "old:100" in pace.delays, "the oldest go first"
+    assert all(pace.delay(chunk) == pytest.approx(3.0) for chunk in chunks)
 
 
 def test_an_idle_worker_asks_redis_nothing(client: "redis.Redis") -> None:

@@ -215,6 +215,34 @@ def test_a_fourth_attempt_is_still_made(speaker: Speaker) -> None:
     assert speaker.speak(batch) == [SPOKEN]
 
 
+def test_what_a_full_redis_refused_has_taken_no_worker_down(
+    speaker: Speaker, engine: Engine, client: "redis.Redis"
+) -> None:
+    """Redis fills up while the batch is spoken; the worker lives and hands it back."""
+
+    class Refused(Breaking):
+        def synthesize(self, utterances: Sequence[Utterance], cores: int) -> list[Audio]:
+            client.config_set("maxmemory", 1)
+            return super().synthesize(utterances, cores)
+
+    batch = batch_of(speaker, "One.", "Two.", "Suspect.", "Shared.")
+    shared = waiting_chunk("3", text="Shared.", content="C")
+    speaker.store.begin([batch[2].chunk], "of a worker that died")
+    speaker.engine = Refused(engine)
+    for refused in ([*batch[:3], shared], [batch[2]]) * (MAX_ATTEMPTS + 1):
+        try:
+            with pytest.raises(redis.RedisError):
+                speaker.speak(refused)
+        finally:
+            client.config_set("maxmemory", 0)
+    speaker.engine = Breaking(engine)
+    assert speaker.speak([*batch[:3], shared]) == [SPOKEN] * 4
+    assert batches(speaker) == [["One.", "Two.", "Shared."], ["Suspect."]], (
+        "that death still counts"
+    )
+    assert states(speaker, 4) == [State.DONE] * 4
+
+
 def test_outcomes_come_in_the_order_of_the_batch(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Cancelled.", "poison", "Suspect.", "Fine.", "poison too")
     speaker.store.end("0", State.CANCELLED)

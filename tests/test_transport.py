@@ -162,6 +162,14 @@ def test_a_stopping_worker_returns_what_it_holds_to_the_head_of_the_queue(server
         assert receiver.drain() == list("bcdef")
 
 
+def test_a_stopping_worker_returns_however_much_it_holds(server: Stack) -> None:
+    send(server, "a")
+    server.redis.lpush("high", *[server.redis.lindex("high", 0)] * 8999)
+    with receiving(server, CLAIM, credit=10_000) as receiver:
+        wait_for(lambda: len(receiver.drain(0.1)) == 9000, 30)
+    assert (server.redis.llen("high"), server.redis.hlen("unacked")) == (9000, 0)
+
+
 def test_a_returned_message_comes_back(server: Stack) -> None:
     send(server, "a")
     with receiving(server, CLAIM) as receiver:

@@ -276,6 +276,13 @@ def test_an_attempt_whose_maker_died_counts(tmp_path: Path) -> None:
     assert after is not None and after.state == "failed" and after.attempts == MAX_ATTEMPTS
 
 
+def test_a_delivery_that_another_version_wrote_is_read(tmp_path: Path) -> None:
+    Delivery("http://receiver/", attempts=3).save(tmp_path)
+    path = tmp_path / "webhook.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"of_tomorrow": 1}), "utf-8")
+    assert Delivery.load(tmp_path) == Delivery("http://receiver/", attempts=3)
+
+
 def test_a_receiver_that_is_gone_is_left_alone(tmp_path: Path) -> None:
     gone = Receiver(410)
     Delivery(f"http://127.0.0.1:{gone.port}/").save(tmp_path)
