@@ -79,7 +79,9 @@ def soak(service: Service, start_job: Callable[[], str], seconds: float) -> dict
     return {
         "minutes": seconds / 60,
         "streams": len(kept),
-        "failed": sum(bool(one.error) for one in kept),
+        "refused": sum(one.is_refused for one in kept),
+        "failed": sum(bool(one.error) and not one.is_refused for one in kept),
+        "errors": traffic.errors(kept),
         "memory": slopes,
         "grows": sorted(name for name, slope in slopes.items() if slope["grows"]),
     }
