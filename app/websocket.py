@@ -1,9 +1,16 @@
-"""Speech over a WebSocket: texts in, binary audio frames out, one text at a time, in order."""
+"""Speech over a WebSocket: texts in, binary audio frames out, one text at a time, in order.
+
+A connection has three threads. The request's own speaks; one hears what the client says, so that a
+cancel or a hang-up takes effect while chunks are being sent; and simple_websocket's takes frames
+off the network and answers pings.
+"""
 
 import json
 import logging
+import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -11,6 +18,7 @@ from flask import Blueprint, current_app, request
 from flask_sock import Sock
 from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
+from wsproto.utilities import LocalProtocolError
 
 from app.access import Visitor
 from app.errors import Problem, field_problem, redis_away
@@ -22,11 +30,64 @@ from tasks.messages import Job, Kind, State
 
 # Texts one WebSocket may have waiting behind the one being spoken.
 MAX_WISHES = 100
+# simple_websocket may forget to say that the connection is over, so we look ourselves.
+LOOK_S = 2.0
+# A silent client that is no longer there is noticed after two minutes.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 logger = logging.getLogger(__name__)
 
 blueprint = Blueprint("websocket", __name__)
 sock = Sock()
+
+
+class FrameSocket:
+    """The client's socket as simple_websocket uses it, from several threads.
+
+    Frames leave one at a time, each whole: a pong must not land in the middle of a large frame that
+    waits for a slow reader. And nothing more is taken off the network while a message has not been
+    heard; so who sends without reading has to wait, and does not fill our memory.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._hearing = threading.Condition()
+        self._unheard: list[str | bytes] = []
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            # Not every system has all three.
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def wait_for_room_in(self, unheard: list[str | bytes]) -> None:
+        """From now on, receive only while this list of messages is empty."""
+        self._unheard = unheard
+
+    def heard(self) -> None:
+        """A message has been taken off the list."""
+        with self._hearing:
+            self._hearing.notify()
+
+    def send(self, data: bytes) -> int:
+        with self._sending:
+            self._sock.sendall(data)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        with self._hearing:
+            self._hearing.wait_for(lambda: not self._unheard)
+        return self._sock.recv(size)
+
+    def hang_up(self) -> None:
+        """End all sending and receiving, also what is blocked; what was sent still arrives."""
+        self._unheard = []
+        self.heard()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 class _Conversation:
@@ -48,6 +109,7 @@ class _Conversation:
         self._sending = threading.Lock()
 
     def run(self) -> None:
+        self.ws.sock.wait_for_room_in(self.ws.input_buffer)
         threading.Thread(target=self._read, name="websocket", daemon=True).start()
         while (wish := self._next_wish()) is not None:
             try:
@@ -65,7 +127,10 @@ class _Conversation:
     def _read(self) -> None:
         try:
             while True:
-                self._hear(self.ws.receive())
+                message = self.ws.receive(timeout=LOOK_S)
+                if message is not None:
+                    self.ws.sock.heard()
+                    self._hear(message)
         except ConnectionClosed:
             pass
         finally:
@@ -176,9 +241,17 @@ class _Conversation:
                 self.ws.send(json.dumps(body, ensure_ascii=False))
                 if frame is not None:
                     self.ws.send(frame)
-        except (ConnectionClosed, OSError):
+        except (ConnectionClosed, LocalProtocolError, OSError):
             # The reading thread notices too, cancels the job and ends the conversation.
             pass
+
+
+@blueprint.before_request
+def guard_socket() -> None:
+    """simple_websocket gets ours in place of gunicorn's."""
+    found = request.environ.get("gunicorn.socket")
+    if found is not None:
+        request.environ["gunicorn.socket"] = FrameSocket(found)
 
 
 @sock.route("/ws/synthesize", bp=blueprint)

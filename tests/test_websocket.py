@@ -1,0 +1,147 @@
+"""The WebSocket under clients that read slowly, send too much, fall silent or change their mind."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websocket
+
+from tests.memory import Peaks, resident_bytes
+from tests.stack import Stack, wait_for
+
+SENTENCE = "This is a sentence of about three or four seconds, no more. "
+# A few minutes of sound: more than the kernel keeps for a client that does not read.
+LONG_TEXT = SENTENCE * 60
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service that makes sound much faster than anybody could hear it."""
+    stack = Stack(tmp_path_factory.mktemp("quick"), PACE="300")
+    try:
+        stack.start_redis()
+        stack.start_worker(app="tests.paced_worker")
+        stack.start_web()
+        stack.wait_ready()
+        yield stack
+    finally:
+        stack.stop_all()
+
+
+@contextmanager
+def connect(stack: Stack, **options: Any) -> Iterator[websocket.WebSocket]:
+    address = stack.url.replace("http", "ws") + "/ws/synthesize"
+    ws = websocket.create_connection(address, timeout=20, **options)
+    try:
+        yield ws
+    finally:
+        ws.shutdown()
+
+
+# Small, so that little is on its way and a frame is soon stuck.
+SLOW = {"sockopt": [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]}
+
+
+def say(text: str = "Hi.", **fields: object) -> str:
+    return json.dumps({"type": "speak", "text": text} | fields)
+
+
+def until_ending(ws: websocket.WebSocket) -> list[dict[str, Any]]:
+    """All messages up to one that ends a text. Every chunk has its frame, whole, behind it."""
+    heard = [json.loads(ws.recv())]
+    while heard[-1]["type"] in ("accepted", "chunk"):
+        if heard[-1]["type"] == "chunk":
+            frame = ws.recv()
+            assert isinstance(frame, bytes) and len(frame) == 2 * heard[-1]["n_samples"]
+        heard.append(json.loads(ws.recv()))
+    return heard
+
+
+def wait_until_stuck(ws: websocket.WebSocket) -> None:
+    """Until the server can send no more, because nobody reads."""
+    local, remote = (address[1] for address in (ws.sock.getsockname(), ws.sock.getpeername()))
+    waiting = [-1]
+
+    def is_stuck() -> bool:
+        time.sleep(0.1)
+        waiting.append(int(connection(remote, local)[4].partition(":")[0], 16))
+        return waiting[-1] > 0 and waiting[-1] == waiting[-2]
+
+    wait_for(is_stuck, 20, "what the server sends waits in the kernel")
+
+
+def connection(local: int, remote: int) -> list[str]:
+    """What the kernel says of a connection between these ports, from the side of the first."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        ports = [int(address.partition(":")[2], 16) for address in fields[1:3]]
+        if ports == [local, remote]:
+            return fields
+    raise AssertionError("there is no such connection")
+
+
+# -- clients that read slowly -----------------------------------------------------------------
+
+
+def test_pings_of_a_client_that_reads_slowly_leave_every_frame_whole(quick: Stack) -> None:
+    with connect(quick, **SLOW) as ws:
+        ws.send(say(LONG_TEXT))
+        wait_until_stuck(ws)
+        for number in range(50):
+            ws.ping(b"still here %d" % number)
+        heard = until_ending(ws)
+        assert heard[-1]["type"] == "done"
+        ws.send(say())
+        assert until_ending(ws)[-1]["type"] == "done"
+
+
+def test_who_sends_and_does_not_read_fills_no_memory(quick: Stack) -> None:
+    web = quick.processes["web"].pid
+    mistake = json.dumps({"type": "shout", "what": "a" * 900_000})
+    with connect(quick, **SLOW) as ws:
+        ws.send(say(LONG_TEXT))
+        wait_until_stuck(ws)
+        ws.settimeout(3)
+        with Peaks({"web": lambda: resident_bytes(web)}) as peaks:
+            # The kernel keeps a few of them; then the client has to wait, as it lets us wait.
+            with pytest.raises(websocket.WebSocketTimeoutException):
+                for _ in range(200):
+                    ws.send(mistake)
+        assert peaks.growth["web"] < 30e6
+
+
+def test_what_was_sent_meanwhile_is_answered_when_the_client_reads(quick: Stack) -> None:
+    with connect(quick, **SLOW) as ws:
+        ws.send(say(LONG_TEXT))
+        wait_until_stuck(ws)
+        for _ in range(20):
+            ws.send('{"type": "shout"}')
+        ws.send(say())
+        endings = [until_ending(ws)[-1]["type"] for _ in range(22)]
+        assert sorted(endings) == ["done"] * 2 + ["error"] * 20
+
+
+def test_a_message_over_the_limit_keeps_no_thread(stack: Stack) -> None:
+    stack.env |= {"SUPERTONIC_WEB_PROCESSES": "1", "SUPERTONIC_WEB_THREADS": "4"}
+    stack.start_redis()
+    stack.start_web()
+    wait_for(lambda: stack.get("/livez").ok)
+    for _ in range(30):
+        with connect(stack) as ws:
+            ws.send("a" * 1_000_001)
+            assert ws.recv_data()[0] == websocket.ABNF.OPCODE_CLOSE
+    assert stack.get("/livez").ok
+
+
+# -- clients that fall silent -----------------------------------------------------------------
+
+
+def test_the_kernel_asks_whether_a_silent_client_is_still_there(quick: Stack) -> None:
+    with connect(quick) as ws:
+        timer = connection(quick.port, ws.sock.getsockname()[1])[5].partition(":")[0]
+        assert timer == "02", "a keepalive timer runs on the server's side"
