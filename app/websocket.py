@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from flask import Blueprint, current_app, request
+from flask import Blueprint, Flask, current_app, request
 from flask_sock import Sock
 from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
@@ -26,10 +26,12 @@ from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.schemas import WishBody, parse_json, validate
 from app.stream import accepted, chunk_head, failure
+from app.submit import check_text
 from tasks.messages import Job, Kind, State
 
-# Texts one WebSocket may have waiting behind the one being spoken.
+# What one WebSocket may have waiting behind the text being spoken: texts, and characters in all.
 MAX_WISHES = 100
+MAX_WAITING_CHARS = 500_000
 # simple_websocket may forget to say that the connection is over, so we look ourselves.
 LOOK_S = 2.0
 # A silent client that is no longer there is noticed after two minutes.
@@ -97,11 +99,12 @@ class _Conversation:
     effect while chunks are being sent.
     """
 
-    def __init__(self, ws: Server, speech: Speech, visitor: Visitor) -> None:
+    def __init__(self, ws: Server, app: Flask, visitor: Visitor) -> None:
         self.ws = ws
-        self.speech = speech
+        self.app = app
+        self.speech: Speech = app.extensions["speech"]
         self.visitor = visitor
-        self.wishes: deque[dict[str, Any] | None] = deque()
+        self.wishes: deque[WishBody | None] = deque()
         self.job: Job | None = None
         self.is_speaking = False
         self.is_cancelled = False
@@ -126,11 +129,12 @@ class _Conversation:
 
     def _read(self) -> None:
         try:
-            while True:
-                message = self.ws.receive(timeout=LOOK_S)
-                if message is not None:
-                    self.ws.sock.heard()
-                    self._hear(message)
+            with self.app.app_context():
+                while True:
+                    message = self.ws.receive(timeout=LOOK_S)
+                    if message is not None:
+                        self.ws.sock.heard()
+                        self._hear(message)
         except ConnectionClosed:
             pass
         finally:
@@ -161,12 +165,20 @@ class _Conversation:
             self._send_problem(redis_away())
 
     def _wish(self, data: dict[str, Any]) -> None:
+        """Check what can be checked without the workers, and let it wait for its turn."""
         self.visitor.check_text()
+        wish = validate(WishBody, data)
+        check_text(wish, self.speech.settings)
         with self._state:
             if len(self.wishes) >= MAX_WISHES:
                 detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
                 raise Problem(429, detail)
-            self.wishes.append(data)
+            waiting = sum(_characters(each) for each in self.wishes if each is not None)
+            # One text may always wait, whatever length the settings allow.
+            if self.wishes and waiting + _characters(wish) > MAX_WAITING_CHARS:
+                detail = f"with this text more than {MAX_WAITING_CHARS} characters are waiting"
+                raise Problem(429, f"{detail}; send it when some are done")
+            self.wishes.append(wish)
             self._state.notify()
 
     def _cancel(self) -> bool:
@@ -181,7 +193,7 @@ class _Conversation:
 
     # -- speaking, in the request's thread ---------------------------------------------------
 
-    def _next_wish(self) -> dict[str, Any] | None:
+    def _next_wish(self) -> WishBody | None:
         with self._state:
             while not self.wishes:
                 self._state.wait()
@@ -195,9 +207,8 @@ class _Conversation:
             self.job, self.is_speaking = None, False
             return self.is_cancelled
 
-    def _speak(self, wish: dict[str, Any]) -> None:
-        body = validate(WishBody, wish)
-        job, pieces = self.speech.submit(body, Kind.STREAM, self.visitor.owner, body.slices)
+    def _speak(self, wish: WishBody) -> None:
+        job, pieces = self.speech.submit(wish, Kind.STREAM, self.visitor.owner, wish.slices)
         with self._state:
             self.job = job
             is_too_late = self.is_cancelled
@@ -246,6 +257,10 @@ class _Conversation:
             pass
 
 
+def _characters(wish: WishBody) -> int:
+    return len(wish.text) + len(wish.voice) + len(wish.language)
+
+
 @blueprint.before_request
 def guard_socket() -> None:
     """simple_websocket gets ours in place of gunicorn's."""
@@ -257,4 +272,5 @@ def guard_socket() -> None:
 @sock.route("/ws/synthesize", bp=blueprint)
 def synthesize(ws: Server) -> None:
     """Text in, binary s16le frames out; see README for the messages."""
-    _Conversation(ws, current_app.extensions["speech"], Visitor(request)).run()
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    _Conversation(ws, app, Visitor(request)).run()

@@ -1,6 +1,7 @@
 """The WebSocket under clients that read slowly, send too much, fall silent or change their mind."""
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -85,6 +86,17 @@ def connection(local: int, remote: int) -> list[str]:
     raise AssertionError("there is no such connection")
 
 
+@contextmanager
+def held(stack: Stack) -> Iterator[None]:
+    """The worker speaks nothing meanwhile."""
+    worker = stack.processes["worker"]
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        worker.send_signal(signal.SIGCONT)
+
+
 # -- clients that read slowly -----------------------------------------------------------------
 
 
@@ -136,6 +148,47 @@ def test_a_message_over_the_limit_keeps_no_thread(stack: Stack) -> None:
             ws.send("a" * 1_000_001)
             assert ws.recv_data()[0] == websocket.ABNF.OPCODE_CLOSE
     assert stack.get("/livez").ok
+
+
+# -- texts that wait --------------------------------------------------------------------------
+
+
+def test_a_mistake_is_answered_at_once_and_the_texts_around_it_are_spoken(quick: Stack) -> None:
+    with connect(quick) as ws, held(quick):
+        ws.send(say("One."))
+        assert json.loads(ws.recv())["type"] == "accepted"
+        for mistake in (say(speed=9), say("a" * 50_001), say([[], []]), say("\ud800")):
+            ws.send(mistake)
+            assert json.loads(ws.recv())["status"] == 422
+        ws.send(say("Two."))
+        quick.processes["worker"].send_signal(signal.SIGCONT)
+        assert [until_ending(ws)[-1]["type"] for _ in range(2)] == ["done", "done"]
+
+
+def test_waiting_texts_are_bounded_in_all(quick: Stack) -> None:
+    text = SENTENCE * 800
+    with connect(quick) as ws, held(quick):
+        ws.send(say("One."))
+        assert json.loads(ws.recv())["type"] == "accepted"
+        for _ in range(12):
+            ws.send(say(text))
+        refused = json.loads(ws.recv())
+        assert (refused["type"], refused["status"]) == ("error", 429)
+        assert "500000 characters are waiting" in refused["detail"]
+        ws.send('{"type": "cancel"}')
+        while json.loads(ws.recv())["type"] == "error":
+            pass
+        ws.send(say("Two."))
+        assert json.loads(ws.recv())["type"] == "accepted", "what was dropped waits no more"
+
+
+def test_names_count_among_what_waits(quick: Stack) -> None:
+    with connect(quick) as ws, held(quick):
+        ws.send(say("One."))
+        assert json.loads(ws.recv())["type"] == "accepted"
+        for _ in range(2):
+            ws.send(say(voice="M" * 300_000))
+        assert json.loads(ws.recv())["status"] == 429
 
 
 # -- clients that fall silent -----------------------------------------------------------------
