@@ -93,11 +93,7 @@ class FrameSocket:
 
 
 class _Conversation:
-    """One WebSocket: texts in, binary audio frames out, one text at a time, in order.
-
-    The socket's messages are read in a thread of their own, so that a cancel or a hang-up takes
-    effect while chunks are being sent.
-    """
+    """One WebSocket, from its first message to its end."""
 
     def __init__(self, ws: Server, app: Flask, visitor: Visitor) -> None:
         self.ws = ws
@@ -106,24 +102,18 @@ class _Conversation:
         self.visitor = visitor
         self.wishes: deque[WishBody | None] = deque()
         self.job: Job | None = None
+        self.samples_sent = 0
         self.is_speaking = False
         self.is_cancelled = False
         self._state = threading.Condition()
-        self._sending = threading.Lock()
+        # Taken before _state. Reentrant: an ending is decided and sent at once.
+        self._sending = threading.RLock()
 
     def run(self) -> None:
         self.ws.sock.wait_for_room_in(self.ws.input_buffer)
         threading.Thread(target=self._read, name="websocket", daemon=True).start()
         while (wish := self._next_wish()) is not None:
-            try:
-                self._speak(wish)
-            except Problem as problem:
-                self._send_problem(problem)
-            except (redis.RedisError, OperationalError) as error:
-                logger.warning("Redis is away: %s", error)
-                self._send_problem(redis_away())
-            finally:
-                self._end_speaking()
+            self._answer(wish)
 
     # -- reading, in a thread of its own -----------------------------------------------------
 
@@ -159,10 +149,10 @@ class _Conversation:
             else:
                 raise field_problem("type", kind, 'must be "speak" or "cancel"')
         except Problem as problem:
-            self._send_problem(problem)
+            self._send(_error(problem))
         except (redis.RedisError, OperationalError) as error:
             logger.warning("Redis is away: %s", error)
-            self._send_problem(redis_away())
+            self._send(_error(redis_away()))
 
     def _wish(self, data: dict[str, Any]) -> None:
         """Check what can be checked without the workers, and let it wait for its turn."""
@@ -185,29 +175,45 @@ class _Conversation:
         """Drop what waits and stop what is spoken; False if nothing was being spoken."""
         with self._state:
             self.wishes.clear()
-            self.is_cancelled = self.is_speaking
+            self.is_cancelled = was_speaking = self.is_speaking
             job = self.job
         if job is not None:
             self.speech.cancel(job)
-        return self.is_cancelled
+        return was_speaking
 
     # -- speaking, in the request's thread ---------------------------------------------------
 
     def _next_wish(self) -> WishBody | None:
+        """The next text; None when the client has left."""
         with self._state:
             while not self.wishes:
                 self._state.wait()
             wish = self.wishes.popleft()
+            self.job, self.samples_sent = None, 0
             self.is_speaking, self.is_cancelled = wish is not None, False
             return wish
 
-    def _end_speaking(self) -> bool:
-        """From here on a cancel means what comes next. True if this one was cancelled."""
-        with self._state:
-            self.job, self.is_speaking = None, False
-            return self.is_cancelled
+    def _answer(self, wish: WishBody) -> None:
+        """Speak a text and say how that ended: done, cancelled or an error, exactly one of them."""
+        try:
+            ending = self._speak(wish)
+        except Problem as problem:
+            ending = _error(problem)
+        except (redis.RedisError, OperationalError) as error:
+            logger.warning("Redis is away: %s", error)
+            ending = _error(redis_away())
+        # A cancel that comes from here on is answered after this ending.
+        with self._sending:
+            with self._state:
+                self.is_speaking = False
+                if self.is_cancelled:
+                    # Whatever else happened: who sent the cancel waits for its answer.
+                    ending = {"type": "cancelled"} | self._so_far()
+                self.job = None
+            self._send(ending)
 
-    def _speak(self, wish: WishBody) -> None:
+    def _speak(self, wish: WishBody) -> dict[str, Any]:
+        """Send a text's chunks; the message that ends it."""
         job, pieces = self.speech.submit(wish, Kind.STREAM, self.visitor.owner, wish.slices)
         with self._state:
             self.job = job
@@ -216,35 +222,26 @@ class _Conversation:
             # The cancel came while the job was being made.
             self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job))
-        sent = 0
         for item in follow(self.speech, job, pieces, once=True):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
                 self.speech.cancel(job)
-                return
+                break
             if isinstance(item, Gap):
                 raise failure(job, f"the audio of chunk {item.index} is no longer kept")
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | chunk_head(job, item), item.pcm)
-                sent += item.n_samples
+                self.samples_sent += item.n_samples
             elif isinstance(item, Ended):
-                self._end(job, item, sent)
+                if item.state is State.FAILED:
+                    raise failure(job, item.error)
+                return {"type": item.state.value} | self._so_far()
+        return {"type": State.CANCELLED.value} | self._so_far()
 
-    def _end(self, job: Job, item: Ended, sent: int) -> None:
-        is_cancelled = self._end_speaking()
-        if item.state is State.FAILED:
-            self._send_problem(failure(job, item.error))
-            return
-        # A cancel that came with the last chunk is answered as one: its sender waits for that.
-        state = State.CANCELLED if is_cancelled else item.state
-        facts = {"job_id": job.job_id, "total_chunks": job.count, "samples_sent": sent}
-        self._send({"type": state.value} | facts)
-
-    def _send_problem(self, problem: Problem) -> None:
-        body = problem.body() | {"type": "error"}
-        if problem.retry_after_s is not None:
-            body["retry_after_seconds"] = problem.retry_after_s
-        self._send(body)
+    def _so_far(self) -> dict[str, Any]:
+        job = self.job
+        of_job = {} if job is None else {"job_id": job.job_id, "total_chunks": job.count}
+        return of_job | {"samples_sent": self.samples_sent}
 
     def _send(self, body: dict[str, Any], frame: bytes | None = None) -> None:
         try:
@@ -259,6 +256,13 @@ class _Conversation:
 
 def _characters(wish: WishBody) -> int:
     return len(wish.text) + len(wish.voice) + len(wish.language)
+
+
+def _error(problem: Problem) -> dict[str, Any]:
+    body = problem.body() | {"type": "error"}
+    if problem.retry_after_s is not None:
+        body["retry_after_seconds"] = problem.retry_after_s
+    return body
 
 
 @blueprint.before_request

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import websocket
 
+from tasks.events import EventStore
+from tasks.messages import State
 from tests.memory import Peaks, resident_bytes
 from tests.stack import Stack, wait_for
 
@@ -198,3 +200,37 @@ def test_the_kernel_asks_whether_a_silent_client_is_still_there(quick: Stack) ->
     with connect(quick) as ws:
         timer = connection(quick.port, ws.sock.getsockname()[1])[5].partition(":")[0]
         assert timer == "02", "a keepalive timer runs on the server's side"
+
+
+# -- cancelling -------------------------------------------------------------------------------
+
+
+def test_a_cancel_that_meets_a_failure_is_answered_as_a_cancel(quick: Stack) -> None:
+    with connect(quick, **SLOW) as ws:
+        ws.send(say(SENTENCE * 600))
+        job_id = json.loads(ws.recv())["job_id"]
+        wait_until_stuck(ws)
+        with held(quick):
+            # While the server is busy sending, so that it learns of both when it looks again.
+            assert EventStore(quick.redis).end(job_id, State.FAILED, "the engine broke")
+            ws.send('{"type": "cancel"}')
+            heard = until_ending(ws)
+        samples = sum(message.get("n_samples", 0) for message in heard)
+        assert (heard[-1]["type"], heard[-1]["job_id"]) == ("cancelled", job_id)
+        assert heard[-1]["samples_sent"] == samples > 0
+        ws.send(say())
+        assert until_ending(ws)[-1]["type"] == "done"
+
+
+def test_after_a_cancel_a_cancelled_comes_wherever_it_falls(quick: Stack) -> None:
+    """Cancels at all moments of short texts, some of which cannot be spoken."""
+    texts = (say(), say("😀"), say(voice="M9"), say(speed=9))
+    with connect(quick) as ws:
+        for number in range(80):
+            ws.send(texts[number % 4])
+            time.sleep(0.001 * (number // 4))
+            ws.send('{"type": "cancel"}')
+            types: list[str] = []
+            while types[-1:] != ["cancelled"]:
+                types.append(until_ending(ws)[-1]["type"])
+            assert types[:-1] in ([], ["done"], ["error"])
