@@ -9,6 +9,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ from flask import Blueprint, Flask, current_app, request
 from flask_sock import Sock
 from kombu.exceptions import OperationalError
 from simple_websocket import ConnectionClosed, Server
+from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
 from app.access import Visitor
@@ -32,6 +34,10 @@ from tasks.messages import Job, Kind, State
 # What one WebSocket may have waiting behind the text being spoken: texts, and characters in all.
 MAX_WISHES = 100
 MAX_WAITING_CHARS = 500_000
+# A client that is there and says nothing keeps a thread from others.
+IDLE_S = 600.0
+# A client gets this long to take the last frame and to answer it.
+CLOSE_S = 5.0
 # simple_websocket may forget to say that the connection is over, so we look ourselves.
 LOOK_S = 2.0
 # A silent client that is no longer there is noticed after two minutes.
@@ -105,6 +111,7 @@ class _Conversation:
         self.samples_sent = 0
         self.is_speaking = False
         self.is_cancelled = False
+        self.quiet_since = time.monotonic()
         self._state = threading.Condition()
         # Taken before _state. Reentrant: an ending is decided and sent at once.
         self._sending = threading.RLock()
@@ -112,8 +119,11 @@ class _Conversation:
     def run(self) -> None:
         self.ws.sock.wait_for_room_in(self.ws.input_buffer)
         threading.Thread(target=self._read, name="websocket", daemon=True).start()
-        while (wish := self._next_wish()) is not None:
-            self._answer(wish)
+        try:
+            while (wish := self._next_wish()) is not None:
+                self._answer(wish)
+        finally:
+            self._close()
 
     # -- reading, in a thread of its own -----------------------------------------------------
 
@@ -138,6 +148,7 @@ class _Conversation:
                 self._state.notify()
 
     def _hear(self, message: str | bytes) -> None:
+        self.quiet_since = time.monotonic()
         try:
             data = parse_json(message)
             kind = data.pop("type", None) if isinstance(data, dict) else None
@@ -184,10 +195,13 @@ class _Conversation:
     # -- speaking, in the request's thread ---------------------------------------------------
 
     def _next_wish(self) -> WishBody | None:
-        """The next text; None when the client has left."""
+        """The next text; None when the client has left or has long said nothing."""
         with self._state:
             while not self.wishes:
-                self._state.wait()
+                left_s = self.quiet_since + IDLE_S - time.monotonic()
+                if left_s <= 0:
+                    return None
+                self._state.wait(left_s)
             wish = self.wishes.popleft()
             self.job, self.samples_sent = None, 0
             self.is_speaking, self.is_cancelled = wish is not None, False
@@ -206,6 +220,7 @@ class _Conversation:
         with self._sending:
             with self._state:
                 self.is_speaking = False
+                self.quiet_since = time.monotonic()
                 if self.is_cancelled:
                     # Whatever else happened: who sent the cancel waits for its answer.
                     ending = {"type": "cancelled"} | self._so_far()
@@ -252,6 +267,21 @@ class _Conversation:
         except (ConnectionClosed, LocalProtocolError, OSError):
             # The reading thread notices too, cancels the job and ends the conversation.
             pass
+
+    def _close(self) -> None:
+        """Leave nothing behind, and say why where the client is still there."""
+        if self.ws.connected:
+            code, why = CloseReason.NORMAL_CLOSURE, f"nothing was said for {IDLE_S:.0f} s"
+            if time.monotonic() - self.quiet_since < IDLE_S:
+                code, why = CloseReason.INTERNAL_ERROR, "the server made a mistake"
+            patience = threading.Timer(CLOSE_S, self.ws.sock.hang_up)
+            patience.start()
+            with suppress(ConnectionClosed, LocalProtocolError, OSError):
+                self.ws.close(code, why)
+            # Until the client has answered, or our patience has ended it.
+            self.ws.thread.join()
+            patience.cancel()
+        self.ws.sock.hang_up()
 
 
 def _characters(wish: WishBody) -> int:

@@ -1,8 +1,10 @@
 """The WebSocket under clients that read slowly, send too much, fall silent or change their mind."""
 
 import json
+import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,6 +202,29 @@ def test_the_kernel_asks_whether_a_silent_client_is_still_there(quick: Stack) ->
     with connect(quick) as ws:
         timer = connection(quick.port, ws.sock.getsockname()[1])[5].partition(":")[0]
         assert timer == "02", "a keepalive timer runs on the server's side"
+
+
+def test_a_websocket_on_which_nothing_is_said_is_closed(stack: Stack) -> None:
+    """Also for a client that pings: it is there, but it keeps a thread from others."""
+    stack.env["PACE"] = "30"
+    stack.start_redis()
+    stack.start_worker(app="tests.paced_worker")
+    application = ("-c", "app/gunicorn.py", "tests.impatient_web:create_app()")
+    stack.start("web", sys.executable, "-m", "gunicorn", *application)
+    stack.wait_ready()
+    with connect(stack) as ws:
+        ws.send(say(SENTENCE * 24))
+        began = time.monotonic()
+        assert until_ending(ws)[-1]["type"] == "done"
+        assert time.monotonic() - began > 2, "while something is spoken, nobody need say anything"
+        ended, frame = time.monotonic(), (0, b"")
+        while frame[0] != websocket.ABNF.OPCODE_CLOSE:
+            ws.ping()
+            frame = ws.recv_data(control_frame=True)
+            time.sleep(0.05)
+        assert 1 < time.monotonic() - ended < 5
+        assert int.from_bytes(frame[1][:2]) == 1000
+        assert re.match(rb"nothing was said for \d+ s", frame[1][2:])
 
 
 # -- cancelling -------------------------------------------------------------------------------
