@@ -1,8 +1,8 @@
 """The web side: takes text, gives sound. It never loads torch; the workers do the speaking.
 
 Read it in this order: ``api`` and ``job_routes`` (routes), ``jobs`` (request → job → chunks),
-``follow`` (job → audio in order), ``stream`` (Server-Sent Events and WebSocket), ``errors`` (what
-clients are told when it goes wrong).
+``follow`` (job → audio in order), ``stream`` (Server-Sent Events), ``websocket`` (binary frames),
+``errors`` (what clients are told when it goes wrong).
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import access, admission, api, counting, errors, origins, stream
+from app import access, admission, api, counting, errors, origins, websocket
 from app.accepting import Accepting
 from app.bell import Bell
 from app.hangup import HangupWatch
@@ -44,7 +44,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, template_folder=str(TEMPLATES), static_folder="static")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["LANGUAGE"] = check_language(settings)
-    # No pings: they would come from another thread, in the middle of a large frame.
+    # No pings: a listener who pauses would not answer them.
     app.config["SOCK_SERVER_OPTIONS"] = {"max_message_size": settings.max_body_bytes}
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(pages)
     app.register_blueprint(openai_api)
     app.register_blueprint(openapi)
-    stream.sock.init_app(app)
+    app.register_blueprint(websocket.blueprint)
     if settings.proxies:
         hops = settings.proxies
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]

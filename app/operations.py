@@ -147,7 +147,7 @@ OPERATIONS: dict[str, Operation] = {
             Parameter("Last-Event-ID", EVENT_ID, "the last event seen", "header"),
         ),
     ),
-    "__flask_sock.synthesize": Operation(
+    "websocket.synthesize": Operation(
         "Texts in, binary frames out, over a WebSocket",
         {101: Good("the WebSocket")},
         (400, 426),

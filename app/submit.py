@@ -28,14 +28,19 @@ CHARS_AT_SPEED_1 = 700
 MAX_CHUNKS = 2000
 
 
-def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings) -> None:
-    """Raises Problem: 422 for a text, voice or language that these workers cannot speak."""
+def check_text(body: SpeechBody, settings: Settings) -> None:
+    """Raises Problem: 422 for a text that no worker could speak."""
     limit = settings.max_text_chars
     if len(body.text) > limit:
         detail = f"has {len(body.text)} characters; at most {limit} are allowed"
         raise field_problem("text", body.text, detail)
     if not body.text.isascii() and any("\ud800" <= char <= "\udfff" for char in body.text):
         raise field_problem("text", body.text, "holds half of a surrogate pair; send UTF-8")
+
+
+def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings) -> None:
+    """Raises Problem: 422 for a text, voice or language that these workers cannot speak."""
+    check_text(body, settings)
     # Any worker may get any chunk, so only what all of them can do is offered.
     voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
     if body.voice not in voices:
