@@ -1,5 +1,6 @@
 """Fixtures shared by the tests that need the running service."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ import redis
 
 from tasks.events import EventStore, connect
 from tests.stack import Stack
+
+
+def pytest_sessionfinish() -> None:
+    """Threads that look for a Redis which is gone still log when there is no output any more."""
+    logging.raiseExceptions = False
 
 
 @pytest.fixture(scope="session")
