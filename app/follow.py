@@ -18,6 +18,7 @@ from app.jobs import Speech
 from tasks.events import Event, position
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece, State
+from tasks.sending import silence_s
 
 logger = logging.getLogger(__name__)
 
@@ -292,19 +293,9 @@ class _Care:
                     store.mark_published(self.job.job_id, index, 0)
                 self._send_again(next_index)
             return True
-        elif now - self._heard_at > self._silence_s():
+        elif now - self._heard_at > silence_s(store, settings, settings.stream_ttl_s):
             self._send_again(next_index)
         return False
-
-    def _silence_s(self) -> float:
-        """How long nothing may be heard of the job before its chunks count as lost."""
-        settings = self.speech.settings
-        if not settings.queues_are_in_redis:
-            # They cannot be seen from here, and may be long.
-            return 10 * settings.stall_s
-        # While others' chunks wait too, silence means a queue, and no message leaves it unspoken.
-        is_quiet = self.speech.store.queues_are_empty()
-        return settings.stall_s if is_quiet else settings.stream_ttl_s
 
     def _send_again(self, next_index: int) -> None:
         indexes = list(range(next_index, self.job.count))

@@ -28,7 +28,7 @@ from tasks.logs import facts, set_up
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Piece, State
 from tasks.places import PlaceAway
-from tasks.sending import make_chunks
+from tasks.sending import make_chunks, silence_s
 from tasks.settings import Settings
 from tasks.webhooks import Delivery, Webhooks, deliver
 
@@ -157,7 +157,10 @@ class JobAdvancer:
 
     def _refill(self, job: Job, pieces: list[Piece], collected: set[int]) -> None:
         """Keep a window of chunks in the queue; send again what seems lost."""
-        in_flight = self.store.in_flight(job.job_id, self._patience_s()) - collected
+        in_flight = (
+            self.store.in_flight(job.job_id, silence_s(self.store, settings, CHUNK_EXPIRES_S))
+            - collected
+        )
         wanted = [i for i in range(job.count) if i not in collected and i not in in_flight]
         lengths = [_seconds(job, piece) for piece in pieces]
         room = WINDOW_BATCHES * settings.max_batch_seconds - sum(lengths[i] for i in in_flight)
@@ -173,14 +176,6 @@ class JobAdvancer:
             self.store.mark_sent(job.job_id, sent)
             about = facts(job_id=job.job_id, sent=len(sent), collected=len(collected))
             logger.info("job moved", extra=about)
-
-    def _patience_s(self) -> float:
-        """How long a chunk may be in the queue, and nothing heard of its job, before it is lost."""
-        if not settings.queues_are_in_redis:
-            # They cannot be seen from here, and may be long.
-            return 10 * settings.stall_s
-        # While others' chunks wait too, silence means a queue, and no message leaves it unspoken.
-        return settings.stall_s if self.store.queues_are_empty() else CHUNK_EXPIRES_S
 
     def _finish(self, job: Job, pieces: list[Piece], recorder: Recorder) -> None:
         n_samples = recorder.finish()

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from supertonic.text import estimate_seconds
 from tasks.cache import content_key
+from tasks.events import EventStore
 from tasks.messages import Chunk, Job, Kind, Piece, Urgency
+from tasks.settings import Settings
 
 
 def make_chunks(
@@ -55,3 +57,15 @@ def _urgency(kind: Kind, index: int) -> Urgency:
     if kind is Kind.LONG:
         return Urgency.LOW
     return Urgency.HIGH if index == 0 else Urgency.NORMAL
+
+
+def silence_s(store: EventStore, settings: Settings, kept_s: float) -> float:
+    """How long nothing may be heard of a job before its chunks in the queue count as lost.
+
+    ``kept_s`` is how long their messages live.
+    """
+    if settings.queues_are_in_redis and store.queues_are_empty():
+        return settings.stall_s
+    # Others' chunks wait too, or cannot be seen from here: silence may well mean a long queue. The
+    # claim channel loses nothing that waits; another transport may.
+    return kept_s if settings.broker_url == "" else 10 * settings.stall_s

@@ -9,6 +9,8 @@ from tasks.events import EventStore
 from tasks.files import JobAdvancer
 from tasks.jobfiles import JobFiles
 from tasks.messages import Kind
+from tasks.sending import silence_s
+from tasks.settings import Settings
 from tests.examples import a_job, some_pieces
 
 
@@ -32,3 +34,12 @@ def test_a_job_that_waits_its_turn_is_not_queued_again(
     assert EventStore(client).queues_are_empty()
     assert messages(age_s=10) == 0
     assert messages(age_s=30) == 5, "nothing waits, so they are not coming any more"
+
+
+def test_only_the_claim_channel_is_trusted_to_keep_what_waits(client: "redis.Redis") -> None:
+    client.flushall()
+    store, own = EventStore(client), Settings()
+    stock, rabbit = Settings(broker_url=own.redis_url), Settings(broker_url="amqp://somewhere")
+    assert [silence_s(store, each, 3600) for each in (own, stock, rabbit)] == [20, 20, 200]
+    client.lpush("low", "somebody's chunk")
+    assert [silence_s(store, each, 3600) for each in (own, stock, rabbit)] == [3600, 200, 200]
