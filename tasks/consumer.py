@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 import redis
@@ -46,6 +47,14 @@ RETRY_S = 1.0
 LOOK_S = 1.0
 # How long a stop waits for the running batch before it hands everything back.
 STOP_PATIENCE_S = 50.0
+
+
+class ChunkRequest(Request):
+    """A request whose times are in UTC. Celery would look the time zone up in its configuration
+    for every message, a seventh of what receiving one costs.
+    """
+
+    _tzlocal = UTC
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +190,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         their callback with ``call_soon``, which from inside a hub callback means a second later.
         """
         consumer = self.consumer
-        request = Request(
+        request = ChunkRequest(
             message,
             on_ack=message.ack_log_error,
             on_reject=message.reject_log_error,
