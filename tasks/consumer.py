@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -198,6 +198,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
             hostname=consumer.hostname,
             eventer=consumer.event_dispatcher,
             connection_errors=consumer.connection_errors,
+            maybe_iso8601=datetime.fromisoformat,  # Celery takes 5 µs for it
         )
         if not isinstance(request.name, str):
             # A header may give the task another name; Celery counts by it, and not right here.

@@ -1,10 +1,11 @@
 """Workers tell each other how late listeners are, because any of them may speak the next chunk.
 
-Twice a second each worker adds what it has seen to a sum per sending in Redis, and reads the sums
-of the jobs it holds chunks of: one round trip, and none while nobody listens. A delay that comes
-half a second late moves a deadline by little; chunks are seconds long.
+Twice a second each worker adds what it has seen of each sending to a sum in Redis, and reads the
+sums of the jobs it holds chunks of: one round trip, and none while nobody listens. A delay that
+comes half a second late moves a deadline by little; chunks are seconds long.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,12 +21,16 @@ TTL_S = 120
 
 def exchange(client: "redis.Redis", pace: Pace, waiting: Iterable[Chunk]) -> None:
     """Tell and learn delays. Raises ``redis.RedisError``; what was not told then is lost."""
-    news = [pace.untold.popleft() for _ in range(len(pace.untold))]
+    # One sum per sending: under load there are a thousand changes, and the hub waits for this.
+    news: defaultdict[str, float] = defaultdict(float)
+    for _ in range(len(pace.untold)):
+        key, change = pace.untold.popleft()
+        news[key] += change
     keys = sorted({delay_key(chunk) for chunk in waiting if chunk.kind is not Kind.LONG})
     if not keys and not news:
         return
     with client.pipeline(transaction=False) as pipe:
-        for key, change in news:
+        for key, change in news.items():
             pipe.incrbyfloat(_name(key), change)
             pipe.expire(_name(key), TTL_S)
         if keys:
