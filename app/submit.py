@@ -95,7 +95,7 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
 def warnings(text: str, language: str) -> tuple[str, ...]:
     """What the speaker should know about a text that is accepted all the same."""
     found = []
-    if language != "ko" and any("가" <= char <= "힣" for char in text):
+    if language != "ko" and any("가" <= char <= "힣" for char in set(text)):
         found.append(f"The text holds Hangul, but its language is {language}; Korean is ko")
     unknown = unknown_characters(text)
     if not unknown:

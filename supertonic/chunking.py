@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 
 class Break(StrEnum):
@@ -118,7 +119,6 @@ class _Ends:
         self.paragraph = paragraph
         self.sentences: list[int] = []
         self.clauses = [match.end() for match in _CLAUSE_MARK.finditer(paragraph)]
-        self.words = [match.start() for match in re.finditer(" ", paragraph)]
         start = 0
         for match in _SENTENCE_MARK.finditer(paragraph):
             if _is_abbreviation(paragraph, start, match):
@@ -131,6 +131,10 @@ class _Ends:
         self.clauses.sort()
         if self.sentences[-1:] != [len(paragraph)]:
             self.sentences.append(len(paragraph))
+
+    @cached_property
+    def words(self) -> list[int]:
+        return [match.start() for match in re.finditer(" ", self.paragraph)]
 
     def choose(self, start: int, size: Size) -> tuple[int, Break]:
         """Where the piece that begins at start should end."""

@@ -150,7 +150,10 @@ def unknown_characters(text: str) -> list[str]:
     A letter is reported whole, with its accents ("å", not the ring), because that is what the
     user sees. Emoji and other characters that ``normalize`` removes are not reported.
     """
-    letters = re.findall(r".[\u0300-\u036f]*", unicodedata.normalize("NFC", text), re.DOTALL)
+    composed = unicodedata.normalize("NFC", text)
+    if all(map(_is_readable, set(composed))):
+        return []
+    letters = re.findall(r".[\u0300-\u036f]*", composed, re.DOTALL)
     return [letter for letter in dict.fromkeys(letters) if not _is_readable(letter)]
 
 
@@ -201,20 +204,20 @@ def split_text(
     chunks: list[TextChunk] = []
     opening = ""  # has nothing to say and waits for the first chunk
     for piece in _pieces(text, sizes):
+        is_speakable = _is_speakable(piece.text)
+        if is_speakable and not opening:
+            chunks.append(piece)
+            continue
         before = chunks[-1].text if chunks else opening
         joined = f"{before} {piece.text}".lstrip()
         fits = len(joined) <= rest.longest and count_ids(joined) <= MAX_IDS
-        if not _is_speakable(piece.text):
-            if fits and chunks:
-                chunks[-1] = replace(piece, text=joined)
-            elif fits:
-                opening = joined
-        elif opening and fits:
-            chunks.append(replace(piece, text=joined))
+        if is_speakable:
+            chunks.append(replace(piece, text=joined) if fits else piece)
             opening = ""
-        else:
-            chunks.append(piece)
-            opening = ""
+        elif fits and chunks:
+            chunks[-1] = replace(piece, text=joined)
+        elif fits:
+            opening = joined
     if not chunks:
         raise EmptyText(_NOTHING_TO_SAY)
     chunks[-1] = replace(chunks[-1], ends_at=Break.END)
