@@ -5,12 +5,12 @@ samples of chunk k. All leave in order, so that one id is enough to resume anywh
 process.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import orjson
 from flask import Response, current_app, request
 from pybase64 import b64encode
 
@@ -171,5 +171,8 @@ def failure(job: Job, error: str) -> Problem:
 
 
 def _sse(event: str, body: dict[str, Any], event_id: int | str) -> bytes:
-    data = json.dumps(body, ensure_ascii=False)
-    return f"id: {event_id}\nevent: {event}\ndata: {data}\n\n".encode()
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
+        str(event_id).encode(),
+        event.encode(),
+        orjson.dumps(body),
+    )

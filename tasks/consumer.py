@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import redis
 from celery import bootsteps
 from celery.worker.request import Request
@@ -192,6 +193,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         consumer = self.consumer
         request = ChunkRequest(
             message,
+            **_decoded(message),
             on_ack=message.ack_log_error,
             on_reject=message.reject_log_error,
             app=consumer.app,
@@ -440,6 +442,17 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[...,
     """What Celery asks a task for: the function that takes its messages."""
     receive: Callable[..., None] = consumer.batching.receive
     return receive
+
+
+def _decoded(message: Any) -> dict[str, Any]:
+    """The body of a message like ours, for a ``Request``; of any other Celery takes care, in three
+    times as long.
+    """
+    body, kind = message.body, (message.content_type, message.content_encoding)
+    is_plain = kind == ("application/json", "utf-8") and isinstance(body, bytes)
+    if is_plain and b"__type__" not in body:
+        return {"body": orjson.loads(body), "decoded": True}
+    return {}
 
 
 def _tell_received(request: Request) -> None:

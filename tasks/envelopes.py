@@ -1,4 +1,4 @@
-"""Chunk messages ready for a Redis queue, byte for byte what Celery itself would put there.
+"""Chunk messages ready for a Redis queue, value for value what Celery itself would put there.
 
 Celery needs a third of a millisecond to send one message. All but id, arguments and expiry is the
 same for every chunk, so Celery builds one message per process, into a broker in memory, and each
@@ -6,33 +6,33 @@ chunk's envelope is that one with its own values filled in.
 """
 
 import base64
-import json
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
+import orjson
 from celery import Celery
 from kombu import Connection
 
 from tasks.messages import Chunk
 
-Envelope = tuple[str, str]  # the queue and the message in it
+Envelope = tuple[str, bytes]  # the queue and the message in it
 
 
 def envelopes(app: Celery, task: str, chunks: Sequence[Chunk], expires_s: float) -> list[Envelope]:
     """One message per chunk for its queue. A worker drops it ``expires_s`` from now."""
     template = _template(app, task)
     headers, properties = template["headers"], template["properties"]
-    (_, *rest) = json.loads(base64.b64decode(template["body"]))
+    (_, *rest) = orjson.loads(base64.b64decode(template["body"]))
     expires = (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat()
     token = uuid.uuid4().hex
     made = []
     for number, chunk in enumerate(chunks):
         task_id = f"{token}-{number}"
         queue = chunk.urgency.value
-        body = json.dumps([[chunk.to_json()], *rest]).encode()
+        body = orjson.dumps([[chunk.to_json()], *rest])
         message = template | {
             "body": base64.b64encode(body).decode(),
             "headers": headers
@@ -50,7 +50,7 @@ def envelopes(app: Celery, task: str, chunks: Sequence[Chunk], expires_s: float)
                 "delivery_info": {"exchange": "", "routing_key": queue},
             },
         }
-        made.append((queue, json.dumps(message)))
+        made.append((queue, orjson.dumps(message)))
     return made
 
 

@@ -7,12 +7,12 @@ a job ends exactly once. Each change rings the bells of the processes that follo
 message that repeats what the stream says, so a lost one costs a second, never a sample.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import orjson
 import redis
 from kombu.exceptions import OperationalError
 from redis.backoff import ExponentialBackoff
@@ -202,13 +202,13 @@ class EventStore:
             "works": [
                 (*work, chunk.content) for work, chunk in zip(works(chunks), chunks, strict=True)
             ],
-            "kept_facts": json.dumps(KEPT_FACTS),
+            "kept_facts": orjson.dumps(KEPT_FACTS).decode(),
         } | ({} if limits is None else {"limits": limits.in_ms()})
         record = _record(job, pieces) | {"bells": self.bell}
         fields = [value for pair in record.items() for value in pair]
         listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
         queued = [value for envelope in messages for value in envelope]
-        head: list[Any] = [ttl_s, listed_at, job.job_id, json.dumps(order), len(fields)]
+        head: list[Any] = [ttl_s, listed_at, job.job_id, orjson.dumps(order), len(fields)]
         args = [*head, *fields, *queued]
         is_new, reason, wait_ms, retry_ms, *to_send = self._create(args=args)
         return Admission(
@@ -243,7 +243,7 @@ class EventStore:
             calls[-1] += (
                 result.job_id,
                 result.index,
-                json.dumps(result.facts),
+                orjson.dumps(result.facts),
                 result.pcm,
                 result.ttl_s,
                 result.content,
@@ -477,7 +477,7 @@ def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
     return {
         "kind": job.kind.value,
         "state": job.state.value,
-        "request": json.dumps(asdict(job.request), ensure_ascii=False),
+        "request": orjson.dumps(asdict(job.request)),
         "count": job.count,
         "done": 0,
         "samples": 0,
@@ -485,7 +485,7 @@ def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
         "sample_rate": job.sample_rate,
         "created_at": repr(job.created_at),
         **({} if job.started_at is None else {"started_at": repr(job.started_at)}),
-        "warnings": json.dumps(job.warnings, ensure_ascii=False),
+        "warnings": orjson.dumps(job.warnings),
         "owner": job.owner,
         "fingerprint": job.fingerprint,
         "pieces": pieces_to_json(list(pieces)),
@@ -500,7 +500,7 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
         job_id=job_id,
         kind=Kind(values["kind"] or ""),
         state=State(values["state"]),
-        request=SpeechRequest(**json.loads(values["request"] or "{}")),
+        request=SpeechRequest(**orjson.loads(values["request"] or "{}")),
         count=int(values["count"] or 0),
         done=int(values["done"] or 0),
         samples=int(values["samples"] or 0),
@@ -510,7 +510,7 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
         started_at=float(values["started_at"]) if values["started_at"] else None,
         finished_at=float(values["finished_at"]) if values["finished_at"] else None,
         error=values["error"] or None,
-        warnings=tuple(json.loads(values["warnings"] or "[]")),
+        warnings=tuple(orjson.loads(values["warnings"] or "[]")),
         owner=values["owner"] or "",
         fingerprint=values["fingerprint"] or "",
     )
@@ -519,7 +519,7 @@ def _job(job_id: str, row: Sequence[Any]) -> Job | None:
 def news_from(message: bytes) -> dict[str, list[Event]]:
     """What a bell carries: by job what was said about it, in order."""
     told: dict[str, list[Event]] = {}
-    for job_id, news in json.loads(message):
+    for job_id, news in orjson.loads(message):
         events = [_event(entry_id, fields) for entry_id, *fields in news]
         told.setdefault(job_id, []).extend(events)
     return told
@@ -534,6 +534,6 @@ def _event(entry_id: str, fields: Sequence[Any]) -> Event:
         type=values["type"],
         index=int(values.get("index", -1)),
         n_samples=int(values.get("n_samples", 0)),
-        facts=json.loads(values.get("facts", "{}")),
+        facts=orjson.loads(values.get("facts", "{}")),
         error=values.get("error", ""),
     )
