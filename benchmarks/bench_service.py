@@ -19,6 +19,7 @@ import asyncio
 import http.client
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -231,8 +232,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def capacity(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The most people who can listen all the time without a gap above 50 ms, while a long job
-    runs, as a share of what the engine alone could serve.
+    """The most people who can listen all the time without a gap above 50 ms, while long jobs run,
+    as a share of what the engine alone makes, and of what it would make with that share of the
+    cores which web, Redis and the listeners left the worker.
     """
     engine = arguments.engines[-1]
     with Service(**settings(arguments, 1000)) as service:
@@ -249,11 +251,17 @@ def capacity(arguments: argparse.Namespace) -> dict[str, Any]:
                 return traffic.users(goal, n, warm, s, MIXED, think_s=0.0)
 
             one = stage.run(Mix(f"{n_users} listeners", ask, with_jobs=True), SERVICE)
+            left = rate
+            if not arguments.device.startswith("cuda"):
+                left *= one["cores"]["worker"] / len(os.sched_getaffinity(0))
+            one["engine_rate_left"] = left
             found["tried"].append({"share": n_users / rate, "listeners": n_users, **one})
             print(" ".join(row(engine, f"{n_users} listeners", SERVICE, one)), flush=True)
             if one["failed"] or one["refused"] or one["c50"] < 100:
                 break
             found["gapless"], found["gapless_share"] = n_users, n_users / rate
+            found["gapless_share_left"] = n_users / left
+            print(f"{n_users / rate:.2f} of the engine alone, {n_users / left:.2f} with its cores")
     return found
 
 
