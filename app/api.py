@@ -74,9 +74,7 @@ def synthesize() -> Response:
 def synthesize_stream() -> Response:
     body = validate(StreamBody, read_json(request))
     job, pieces = speech().submit(body, Kind.STREAM, owner_of(request), body.slices)
-    return sse_response(
-        speech(), job, pieces, slices=body.slices, cancel_on_hangup=not body.resumable
-    )
+    return sse_response(speech(), job, pieces, slices=body.slices, may_return=body.resumable)
 
 
 def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
@@ -85,7 +83,7 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     service = speech()
 
     def spoken() -> Iterator[bytes]:
-        for item in follow(service, job, pieces, once=True):
+        for item in follow(service, job, pieces, may_return=False):
             match item:
                 case Spoken(pcm=bytes(pcm)):
                     facts.append(item.facts)

@@ -32,7 +32,7 @@ class Playback:
         self.pieces += 1
 
 
-class Delivery:
+class ListenerWatch:
     """Watches the items of a following go to their listener."""
 
     def __init__(self, job: Job, meter: Meter, after: int) -> None:

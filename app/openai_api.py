@@ -115,7 +115,7 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
         Problem: it cannot be completed; what was sent is then cut off, so that nobody takes it
             for the whole.
     """
-    for item in follow(service, job, pieces, once=True):
+    for item in follow(service, job, pieces, may_return=False):
         match item:
             case Spoken(pcm=bytes(pcm)):
                 if encoded := sound.encode(pcm):

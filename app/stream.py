@@ -15,7 +15,7 @@ from flask import Response, current_app, request
 from pybase64 import b64encode
 
 from app.errors import Problem
-from app.follow import Ended, Gap, Paused, Quiet, Resumed, Spoken, follow, let_go
+from app.follow import Ended, Gap, Item, Paused, Quiet, Resumed, Spoken, follow, let_go
 from app.jobs import Speech
 from supertonic.audio import wav_bytes
 from tasks.messages import Job, Piece, State
@@ -33,10 +33,11 @@ def sse_response(
     start: int = 0,
     with_audio: bool = True,
     slices: bool = False,
-    cancel_on_hangup: bool = False,
+    may_return: bool = True,
 ) -> Response:
     """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning. Of
-    the first chunk then, what is behind its first ``start`` samples.
+    the first chunk then, what is behind its first ``start`` samples. Where the client may not
+    return, the job is cancelled when it hangs up.
     """
     job = replace(job, slices=slices)
     items = follow(
@@ -46,10 +47,10 @@ def sse_response(
         max(after, -1),
         with_audio=with_audio,
         start=start,
-        once=cancel_on_hangup,
+        may_return=may_return,
     )
-    events = _events(speech, job, items, after < -1, with_audio, not cancel_on_hangup)
-    if cancel_on_hangup:
+    events = _events(speech, job, items, after < -1, with_audio, may_return)
+    if not may_return:
         events = cancelling(speech, job, events)
     response = Response(events, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache, no-transform"
@@ -62,7 +63,7 @@ def sse_response(
 def _events(
     speech: Speech,
     job: Job,
-    items: Iterator[Spoken | Gap | Quiet | Paused | Resumed | Ended],
+    items: Iterator[Item],
     is_new: bool,
     with_audio: bool,
     may_return: bool,

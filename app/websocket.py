@@ -237,7 +237,7 @@ class _Conversation:
             # The cancel came while the job was being made.
             self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job))
-        for item in follow(self.speech, job, pieces, once=True):
+        for item in follow(self.speech, job, pieces, may_return=False):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
                 self.speech.cancel(job)

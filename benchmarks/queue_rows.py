@@ -73,7 +73,7 @@ def _hear(web: Flask, body: SpeechBody) -> tuple[int, State]:
     """Submit and follow to the end: chunks seen, with their sound, and how it ended."""
     job, pieces = _submit(web, body)
     chunks, state = 0, State.FAILED
-    for item in follow(web.extensions["speech"], job, pieces, once=True):
+    for item in follow(web.extensions["speech"], job, pieces, may_return=False):
         if isinstance(item, Spoken):
             assert item.pcm
             chunks += 1
