@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from flask import Response, g
 
 from app.errors import Problem
-from tasks.demand import Admission, Limits
+from tasks.demand import Admission, AdmissionLimits
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord
 
@@ -23,10 +23,10 @@ MARGIN_S = 0.3
 BLOCKING_S = 8.0
 
 
-def limits(settings: Settings, workers: Sequence[WorkerRecord]) -> Limits:
+def limits(settings: Settings, workers: Sequence[WorkerRecord]) -> AdmissionLimits:
     """What a new job must keep to, with these workers."""
     rates = [worker.throughput or DEFAULT_RATE for worker in workers]
-    return Limits(
+    return AdmissionLimits(
         rate=sum(rates),
         margin_s=MARGIN_S + BLOCKING_S / min(rates),
         wait_s=settings.max_wait_s,
@@ -36,7 +36,7 @@ def limits(settings: Settings, workers: Sequence[WorkerRecord]) -> Limits:
     )
 
 
-def refusal(admission: Admission, limits: Limits) -> Problem:
+def refusal(admission: Admission, limits: AdmissionLimits) -> Problem:
     """A 429 that says which limit was reached and when to come back."""
     after_s = admission.retry_after_s
     if admission.reason == "wait":

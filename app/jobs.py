@@ -19,7 +19,7 @@ from app.errors import Problem, no_worker
 from app.schemas import SpeechBody
 from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
-from tasks.demand import Limits
+from tasks.demand import AdmissionLimits
 from tasks.events import EventStore, is_full
 from tasks.jobfiles import JobFiles
 from tasks.logs import facts
@@ -179,7 +179,7 @@ class Speech:
         fingerprints = {worker.fingerprint for worker in workers}
         return fingerprints.pop() if len(fingerprints) == 1 else ""
 
-    def _start(self, job: Job, pieces: list[Piece], limits: Limits) -> None:
+    def _start(self, job: Job, pieces: list[Piece], limits: AdmissionLimits) -> None:
         chunks = make_chunks(job, pieces, range(job.count), self._length_ratio())
         try:
             if job.kind is Kind.LONG:

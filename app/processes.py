@@ -58,7 +58,7 @@ stdout_logfile_backups=2
 
 
 @dataclass(frozen=True)
-class State:
+class ProcessState:
     name: str
     state: str  # supervisord's word for it: STARTING, RUNNING, BACKOFF, FATAL, …
     started_at: int  # epoch seconds of the latest start, 0 before the first
@@ -91,7 +91,7 @@ class Processes:
             preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
 
-    def states(self) -> list[State]:
+    def states(self) -> list[ProcessState]:
         """How every process is; empty while supervisord is not up."""
         url = f"unix://{self._private}/supervisor.sock"
         transport = SupervisorTransport(None, None, url)
@@ -100,7 +100,7 @@ class Processes:
                 infos: Any = server.supervisor.getAllProcessInfo()
         except (OSError, http.client.HTTPException, Fault):
             return []
-        return [State(info["name"], info["statename"], info["start"]) for info in infos]
+        return [ProcessState(info["name"], info["statename"], info["start"]) for info in infos]
 
     def are_supervised(self) -> bool:
         return self._supervisord.poll() is None

@@ -310,7 +310,7 @@ def main() -> None:
     if arguments.gpu:
         arguments.engines, arguments.device = ["null", "full"], "cuda"
     # The bell complains when its Redis is stopped, which is how each part ends.
-    logging.getLogger("app").setLevel(logging.ERROR)
+    logging.getLogger("tasks.hearing").setLevel(logging.ERROR)
     facts = machine("redis", "celery", "gunicorn", "flask", "uvicorn", "starlette", "torch")
     print(describe(facts))
     result: dict[str, Any]

@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.measure import describe, json_line, machine, percentile, table
 from celeryconfig import worker_prefetch_multiplier
 from supertonic.text import Break, split_text
-from tasks.batching import Limits, Waiting, take, wait_until
+from tasks.batching import BatchLimits, Waiting, take, wait_until
 from tasks.consumer import LANES
 from tasks.messages import Chunk, Job, Kind, Piece, SpeechRequest, State, Urgency
 from tasks.pace import Cost, Pace, work
@@ -78,7 +78,7 @@ class Listener:
 @dataclass
 class Worker:
     pace: Pace
-    limits: Limits
+    limits: BatchLimits
     held: list[Waiting] = field(default_factory=list)
     batches: list[list[Chunk]] = field(default_factory=list)  # being computed now
     wakes_at: float = math.inf
@@ -156,7 +156,7 @@ class Simulation:
         self.workers = []
         for _ in range(scene.workers):
             pace = Pace(measured=scene.cost, batches_at_once=scene.cores, delays=shared)
-            self.workers.append(Worker(pace, Limits(32, 160.0, 0.005, pace)))
+            self.workers.append(Worker(pace, BatchLimits(32, 160.0, 0.005, pace)))
         self.turn = 0
         self.audio_s = self.busy_s = self.low_s = self.ended_at = 0.0
         self.to_hear = 0

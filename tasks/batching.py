@@ -29,7 +29,7 @@ AHEAD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """Bounds of one batch: rows, estimated audio seconds, the wait for company; and the pace."""
 
     max_batch: int
@@ -68,7 +68,10 @@ class _Candidate:
 
 
 def take(
-    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Sequence[Chunk]] = ()
+    waiting: Sequence[Waiting],
+    now: float,
+    limits: BatchLimits,
+    beside: Sequence[Sequence[Chunk]] = (),
 ) -> list[Waiting]:
     """Choose the next batch, or nothing if waiting a little may find company.
 
@@ -122,7 +125,7 @@ def _may_ride(first: _Candidate, one: _Candidate) -> bool:
     return not one.is_first and one.is_low <= first.is_low
 
 
-def _most_ride_s(candidates: Sequence[_Candidate], most: int, limits: Limits) -> float:
+def _most_ride_s(candidates: Sequence[_Candidate], most: int, limits: BatchLimits) -> float:
     """How much longer a batch may take for those that ride: nothing, unless much is waiting. Only
     then does a beginning saved help anybody. And nothing while more wait for their first sound than
     this batch takes.
@@ -132,7 +135,7 @@ def _most_ride_s(candidates: Sequence[_Candidate], most: int, limits: Limits) ->
     return limits.pace.cost.fixed_s if _is_much(candidates, limits) else 0.0
 
 
-def _is_much(candidates: Sequence[_Candidate], limits: Limits) -> bool:
+def _is_much(candidates: Sequence[_Candidate], limits: BatchLimits) -> bool:
     """Whether it is so much that throughput is what everybody needs most."""
     pace, cost = limits.pace, limits.pace.cost
     works = [one.work for one in candidates if not one.is_low]
@@ -143,7 +146,7 @@ def _is_much(candidates: Sequence[_Candidate], limits: Limits) -> bool:
 def _give_way(
     candidates: Sequence[_Candidate],
     now: float,
-    limits: Limits,
+    limits: BatchLimits,
     beside: Sequence[Sequence[Chunk]],
 ) -> Sequence[_Candidate]:
     """Those that may go now. Cores share memory and caches, so a batch on one slows the others. For
@@ -165,7 +168,10 @@ def _is_first(chunk: Chunk) -> bool:
 
 
 def wait_until(
-    waiting: Sequence[Waiting], now: float, limits: Limits, beside: Sequence[Sequence[Chunk]] = ()
+    waiting: Sequence[Waiting],
+    now: float,
+    limits: BatchLimits,
+    beside: Sequence[Sequence[Chunk]] = (),
 ) -> float:
     """When the batch should start: ``now``, or a few milliseconds after the oldest arrival; or when
     the first of those that give way may wait no longer. If ``beside`` ends before, ask again.
@@ -182,7 +188,7 @@ def wait_until(
     return _start_at(going, now, limits)
 
 
-def _start_at(candidates: Sequence[_Candidate], now: float, limits: Limits) -> float:
+def _start_at(candidates: Sequence[_Candidate], now: float, limits: BatchLimits) -> float:
     due = [one for one in candidates if one.due <= now]
     if len(candidates) >= limits.max_batch or len(due) == 1:
         return now
@@ -194,7 +200,7 @@ def longest_s(cost: Cost) -> float:
     return max(BATCH_S, FIXED_TIMES * cost.fixed_s)
 
 
-def _candidates(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[_Candidate]:
+def _candidates(waiting: Sequence[Waiting], now: float, limits: BatchLimits) -> list[_Candidate]:
     pace, cost, candidates = limits.pace, limits.pace.cost, []
     for item in waiting:
         chunk = item.chunk
@@ -212,7 +218,7 @@ def _candidates(waiting: Sequence[Waiting], now: float, limits: Limits) -> list[
     return candidates
 
 
-def _most_rows(candidates: Sequence[_Candidate], limits: Limits) -> int:
+def _most_rows(candidates: Sequence[_Candidate], limits: BatchLimits) -> int:
     """How many chunks a batch should hold at most.
 
     As many as the other limits allow, except where n listeners wait for their first sound. All rows

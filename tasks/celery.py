@@ -13,7 +13,7 @@ from celery.platforms import SecurityWarning
 from kombu import Producer
 from kombu.exceptions import BatchPublishError, OperationalError
 
-from tasks.demand import Admission, Limits
+from tasks.demand import Admission, AdmissionLimits
 from tasks.envelopes import Envelope, envelopes, shown
 from tasks.events import EventStore
 from tasks.messages import Chunk, Job, Piece
@@ -42,7 +42,7 @@ def start_job(
     pieces: Sequence[Piece],
     ttl_s: int,
     chunks: Sequence[Chunk],
-    limits: Limits | None = None,
+    limits: AdmissionLimits | None = None,
 ) -> Admission:
     """Store a new job, if the limits let it in, and queue these chunks of it, which expire with it.
 

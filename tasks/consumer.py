@@ -27,7 +27,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready, task_reserved
 from kombu import Consumer
 
-from tasks.batching import Limits, Waiting, take, wait_until
+from tasks.batching import BatchLimits, Waiting, take, wait_until
 from tasks.dead_letters import bury
 from tasks.messages import Chunk, Kind, MalformedMessage
 from tasks.over import JobsOver
@@ -88,7 +88,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
 
     # Set by tasks.worker before the worker's blueprint is built.
     speaker: Speaker
-    limits: Limits
+    limits: BatchLimits
     batch_limit_s: float
     on_tick: Callable[["BatchingConsumer", str], None]
     on_long_jobs: Callable[[Sequence[str]], None]

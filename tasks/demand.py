@@ -209,7 +209,7 @@ end
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AdmissionLimits:
     """What admission is decided by; 0 seconds mean no limit.
 
     ``rate`` is seconds of work per second of all workers together, of which listeners may count

@@ -19,7 +19,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from tasks import scripts
-from tasks.demand import Admission, Limits, works
+from tasks.demand import Admission, AdmissionLimits, works
 from tasks.envelopes import Envelope
 from tasks.messages import (
     Chunk,
@@ -172,7 +172,7 @@ class EventStore:
         ttl_s: int,
         chunks: Sequence[Chunk],
         messages: Sequence[Envelope] = (),
-        limits: Limits | None = None,
+        limits: AdmissionLimits | None = None,
         *,
         is_known: bool = False,
     ) -> Admission:
@@ -192,7 +192,7 @@ class EventStore:
         ttl_s: int,
         chunks: Sequence[Chunk],
         messages: Sequence[Envelope],
-        limits: Limits | None,
+        limits: AdmissionLimits | None,
         is_known: bool = False,
     ) -> Admission:
         order = {

@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from supertonic.errors import SupertonicError
 from supertonic.memory import reuse_large_buffers
 from supertonic.text import estimate_seconds
-from tasks.batching import Limits
+from tasks.batching import BatchLimits
 from tasks.celery import SYNTHESIZE, app, send_advance
 from tasks.consumer import BatchingConsumer
 from tasks.delays import exchange
@@ -145,10 +145,10 @@ def _time_batches(engine: Any, pace: Pace) -> Cost:
     return Cost.measured(seconds[0], seconds[1], seconds[2], works)
 
 
-def _limits(pace: Pace, max_batch: int | None, max_wait_ms: float | None) -> Limits:
+def _limits(pace: Pace, max_batch: int | None, max_wait_ms: float | None) -> BatchLimits:
     wanted = settings.max_batch if max_batch is None else max_batch
     wait_ms = settings.max_wait_ms if max_wait_ms is None else max_wait_ms
-    return Limits(wanted, settings.max_batch_seconds, wait_ms / 1000, pace)
+    return BatchLimits(wanted, settings.max_batch_seconds, wait_ms / 1000, pace)
 
 
 class _Announcer:

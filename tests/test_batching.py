@@ -6,13 +6,22 @@ import random
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.batching import AHEAD_S, BATCH_S, PRESSURE_S, SOON_S, Limits, Waiting, take, wait_until
+from tasks.batching import (
+    AHEAD_S,
+    BATCH_S,
+    PRESSURE_S,
+    SOON_S,
+    BatchLimits,
+    Waiting,
+    take,
+    wait_until,
+)
 from tasks.messages import Kind
 from tasks.pace import LOW_SHARE, Cost, Pace, work
 from tests.examples import a_chunk, waiting_chunk
 
 NOW = 1000.0
-AT_ONCE = Limits(max_batch=8, max_seconds=1000.0, max_wait_s=0.0)
+AT_ONCE = BatchLimits(max_batch=8, max_seconds=1000.0, max_wait_s=0.0)
 
 costs = st.builds(
     Cost,
@@ -28,7 +37,7 @@ paces = st.builds(
     low_due=st.floats(NOW - 10, NOW + 10),
 )
 limits = st.builds(
-    Limits,
+    BatchLimits,
     max_batch=st.integers(1, 12),
     max_seconds=st.floats(1, 200),
     max_wait_s=st.floats(0, 0.2),
@@ -49,11 +58,11 @@ a_waiting = st.builds(
 some = st.lists(a_waiting, min_size=1, max_size=30)
 
 
-def start_of(waiting: list[Waiting], bounds: Limits) -> float:
+def start_of(waiting: list[Waiting], bounds: BatchLimits) -> float:
     return wait_until(waiting, NOW, bounds)
 
 
-def batch_of(waiting: list[Waiting], bounds: Limits) -> list[Waiting]:
+def batch_of(waiting: list[Waiting], bounds: BatchLimits) -> list[Waiting]:
     """The batch of a worker that waited as long as it was told to, and a little more."""
     return take(waiting, NOW + 1.0, bounds)
 
@@ -64,21 +73,21 @@ def without(waiting: list[Waiting], batch: list[Waiting]) -> list[Waiting]:
 
 
 @given(some, limits)
-def test_taking_again_and_again_leaves_nobody_behind(waiting: list, bounds: Limits) -> None:
+def test_taking_again_and_again_leaves_nobody_behind(waiting: list, bounds: BatchLimits) -> None:
     for _ in range(len(waiting)):
         waiting = without(waiting, batch_of(waiting, bounds))
     assert waiting == []
 
 
 @given(some, limits)
-def test_a_batch_is_made_of_waiting_chunks_each_once(waiting: list, bounds: Limits) -> None:
+def test_a_batch_is_made_of_waiting_chunks_each_once(waiting: list, bounds: BatchLimits) -> None:
     batch = batch_of(waiting, bounds)
     taken = [id(item) for item in batch]
     assert len(set(taken)) == len(taken)
     assert set(taken) <= {id(item) for item in waiting}
 
 
-def due_of(item: Waiting, bounds: Limits, now: float = NOW) -> float:
+def due_of(item: Waiting, bounds: BatchLimits, now: float = NOW) -> float:
     """When a chunk is due, by its listener or by its job's turn."""
     turn = bounds.pace.low_due
     if item.chunk.kind is Kind.LONG:
@@ -87,13 +96,13 @@ def due_of(item: Waiting, bounds: Limits, now: float = NOW) -> float:
 
 
 @given(some, limits)
-def test_the_most_urgent_chunk_always_goes(waiting: list, bounds: Limits) -> None:
+def test_the_most_urgent_chunk_always_goes(waiting: list, bounds: BatchLimits) -> None:
     soonest = min(due_of(item, bounds, NOW + 1.0) for item in waiting)
     assert due_of(batch_of(waiting, bounds)[0], bounds, NOW + 1.0) == soonest
 
 
 @given(some, limits)
-def test_a_batch_stays_within_its_limits(waiting: list, bounds: Limits) -> None:
+def test_a_batch_stays_within_its_limits(waiting: list, bounds: BatchLimits) -> None:
     lengths = [item.chunk.seconds for item in batch_of(waiting, bounds)]
     assert len(lengths) <= bounds.max_batch
     # One chunk alone may be longer than a batch should be: it has to be spoken somehow.
@@ -102,7 +111,7 @@ def test_a_batch_stays_within_its_limits(waiting: list, bounds: Limits) -> None:
 
 @given(some, limits)
 def test_nobody_is_begun_behind_a_batch_longer_than_its_bound(
-    waiting: list, bounds: Limits
+    waiting: list, bounds: BatchLimits
 ) -> None:
     """What a first chunk that comes a moment later has to wait for."""
     cost = bounds.pace.cost
@@ -112,7 +121,7 @@ def test_nobody_is_begun_behind_a_batch_longer_than_its_bound(
 
 
 @given(some, limits)
-def test_no_chunk_goes_before_an_earlier_one_of_its_job(waiting: list, bounds: Limits) -> None:
+def test_no_chunk_goes_before_an_earlier_one_of_its_job(waiting: list, bounds: BatchLimits) -> None:
     in_order = sorted(waiting, key=lambda item: item.chunk.due)
     chunks = [
         waiting_chunk(
@@ -139,7 +148,7 @@ def test_no_chunk_goes_before_an_earlier_one_of_its_job(waiting: list, bounds: L
 
 
 @given(some, limits)
-def test_the_order_of_the_list_does_not_matter(waiting: list, bounds: Limits) -> None:
+def test_the_order_of_the_list_does_not_matter(waiting: list, bounds: BatchLimits) -> None:
     assume(len({(i.chunk.due, i.arrived, i.chunk.index) for i in waiting}) == len(waiting))
     assume(len({(i.arrived, i.chunk.index) for i in waiting}) == len(waiting))
     batch = batch_of(waiting, bounds)
@@ -149,7 +158,7 @@ def test_the_order_of_the_list_does_not_matter(waiting: list, bounds: Limits) ->
 
 @given(some, limits)
 def test_waiting_ends_within_its_limit_after_the_last_arrival(
-    waiting: list, bounds: Limits
+    waiting: list, bounds: BatchLimits
 ) -> None:
     """A chunk may become due during the wait and change it, so the worker asks again and again."""
     now, asked = NOW, 0
@@ -162,7 +171,7 @@ def test_waiting_ends_within_its_limit_after_the_last_arrival(
 
 
 @given(a_waiting, limits)
-def test_a_lone_chunk_waits_only_if_it_is_not_due(item: Waiting, bounds: Limits) -> None:
+def test_a_lone_chunk_waits_only_if_it_is_not_due(item: Waiting, bounds: BatchLimits) -> None:
     assert take([item], max(NOW + 0.2, due_of(item, bounds, NOW + 10)), bounds) == [item]
     latest = max(NOW, item.arrived + bounds.max_wait_s)
     assert take([item], latest, bounds) == [item]
@@ -170,7 +179,7 @@ def test_a_lone_chunk_waits_only_if_it_is_not_due(item: Waiting, bounds: Limits)
 
 @given(a_waiting, some, limits)
 def test_one_chunk_that_is_due_never_waits_for_those_that_are_not(
-    item: Waiting, others: list, bounds: Limits
+    item: Waiting, others: list, bounds: BatchLimits
 ) -> None:
     others = [other for other in others if due_of(other, bounds) > NOW]
     assume(due_of(item, bounds) <= NOW)
@@ -178,14 +187,14 @@ def test_one_chunk_that_is_due_never_waits_for_those_that_are_not(
 
 
 @given(some, limits)
-def test_a_full_batch_never_waits(waiting: list, bounds: Limits) -> None:
+def test_a_full_batch_never_waits(waiting: list, bounds: BatchLimits) -> None:
     assume(len(waiting) >= bounds.max_batch)
     assert take(waiting, NOW, bounds)
 
 
 @given(some, limits)
 def test_whoever_is_due_is_hardly_held_up_by_what_is_wanted_later(
-    waiting: list, bounds: Limits
+    waiting: list, bounds: BatchLimits
 ) -> None:
     batch = take(waiting, NOW, bounds)
     assume(batch and due_of(batch[0], bounds) <= NOW)
@@ -210,7 +219,7 @@ def seconds_waiting(waiting: list, cost: Cost) -> float:
 def test_a_first_chunk_takes_others_along_only_while_much_is_waiting() -> None:
     """One of 6 s of sound takes as long as a beginning does."""
     pace = Pace(measured=Cost(fixed_s=0.03, s_per_work=0.005), batches_at_once=2)
-    bounds = Limits(32, 160.0, 0.0, pace)
+    bounds = BatchLimits(32, 160.0, 0.0, pace)
 
     def chunk(name: int, index: int, due: float, seconds: float) -> Waiting:
         return waiting_chunk(str(name), index, due=due, seconds=seconds, steps=2, arrived=NOW - 9)
@@ -227,7 +236,7 @@ def test_a_first_chunk_takes_others_along_only_while_much_is_waiting() -> None:
 
 @given(some, some, limits)
 def test_whoever_hears_nothing_yet_or_is_soon_due_lets_nobody_finish(
-    waiting: list, beside: list, bounds: Limits
+    waiting: list, beside: list, bounds: BatchLimits
 ) -> None:
     chunks = [item.chunk for item in beside]
     batches = [[chunk] for chunk in chunks]
@@ -251,7 +260,7 @@ def test_a_second_chunk_lets_the_first_one_finish_on_the_other_core() -> None:
     caches to it, unless there is so much to do within the next seconds that both cores are needed.
     """
     pace = Pace(measured=Cost(fixed_s=0.02, s_per_row=0.01, s_per_work=0.01), batches_at_once=2)
-    bounds = Limits(32, 160.0, 0.005, pace)
+    bounds = BatchLimits(32, 160.0, 0.005, pace)
     first = a_chunk("a", index=0, due=NOW, seconds=2.0)
     second = waiting_chunk("a", 1, due=NOW + 2.0, seconds=5.0, steps=2, arrived=NOW - 1)
     last = waiting_chunk("a", 2, due=NOW + 7.0, seconds=15.0, steps=2, arrived=NOW - 1)
@@ -288,7 +297,7 @@ def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at
     """A worker's afternoon by a clock of its own: long jobs always wait, listeners come and go."""
     dice = random.Random(4)
     pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.013))
-    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    bounds = BatchLimits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
     one_chunk_s = pace.cost.of([20.0])
     waiting: list[Waiting] = []
     now, longest_wait, n_first, low_s = NOW, 0.0, 0, 0.0
@@ -320,7 +329,7 @@ def test_a_first_chunk_waits_for_the_running_batch_and_one_turn_of_a_long_job_at
 
 def test_a_long_job_gets_its_share_however_many_listen() -> None:
     pace = Pace(measured=Cost(fixed_s=0.0, s_per_work=0.01))
-    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    bounds = BatchLimits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
     now, of_job_s = NOW, 0.0
     for _ in range(2000):
         waiting = [waiting_chunk(str(n), due=now, seconds=20.0) for n in range(5)]
@@ -336,7 +345,7 @@ def test_a_long_job_gets_its_share_however_many_listen() -> None:
 
 def test_a_long_job_takes_what_listeners_leave_over() -> None:
     pace = Pace(measured=Cost(0.0, 0.0, 0.01), low_due=NOW + 1)
-    bounds = Limits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
+    bounds = BatchLimits(max_batch=32, max_seconds=160.0, max_wait_s=0.0, pace=pace)
     book = waiting_chunk("book", seconds=20.0, kind=Kind.LONG)
     much_later = waiting_chunk("a", 5, due=NOW + 300, seconds=20.0)
     assert take([book, much_later], NOW, bounds) == [much_later]
@@ -353,7 +362,7 @@ def test_a_burst_goes_as_one_batch_where_passes_are_dear_and_in_small_ones_where
 
     def size(cores: int = 1, **cost: float) -> int:
         pace = Pace(measured=Cost(**cost), batches_at_once=cores)
-        return len(take(burst, NOW, Limits(32, 160.0, 0.005, pace)))
+        return len(take(burst, NOW, BatchLimits(32, 160.0, 0.005, pace)))
 
     assert size(fixed_s=0.03, s_per_work=0.0005) == 20  # a GPU
     assert size(fixed_s=0.008, s_per_work=0.0005) == 13  # a small model: √(20 · 8 / 1)
@@ -365,7 +374,7 @@ def test_a_burst_goes_as_one_batch_where_passes_are_dear_and_in_small_ones_where
 def test_who_hears_something_already_is_served_in_full_batches() -> None:
     late = [waiting_chunk(str(n), 1, due=NOW - 1, seconds=2.0, steps=2) for n in range(20)]
     pace = Pace(measured=Cost(fixed_s=0.02, s_per_work=0.007))
-    batch = take(late, NOW, Limits(32, 160.0, 0.005, pace))
+    batch = take(late, NOW, BatchLimits(32, 160.0, 0.005, pace))
     assert len(batch) == 16  # 0.02 + 0.007 · 2 · 16 = 0.244 s
 
 
@@ -373,14 +382,14 @@ def test_chunks_of_many_steps_make_smaller_batches() -> None:
     def size(steps: int) -> int:
         later = [waiting_chunk(str(n), 1, due=NOW + 50, seconds=3, steps=steps) for n in range(20)]
         pace = Pace(measured=Cost(fixed_s=0.01, s_per_work=0.01))
-        return len(take(later, NOW, Limits(32, 160.0, 0.0, pace)))
+        return len(take(later, NOW, BatchLimits(32, 160.0, 0.0, pace)))
 
     assert (size(2), size(10), size(50)) == (8, 3, 1)
 
 
 def test_a_listener_who_heard_the_first_chunk_late_needs_the_next_one_later() -> None:
     pace = Pace()
-    bounds = Limits(1, 100.0, 0.0, pace)
+    bounds = BatchLimits(1, 100.0, 0.0, pace)
     late = waiting_chunk("late", index=1, count=3, due=NOW + 1)
     other = waiting_chunk("other", index=1, count=3, due=NOW + 2)
     assert take([late, other], NOW, bounds) == [late]
@@ -395,7 +404,7 @@ def test_nothing_comes_of_nothing() -> None:
 
 def test_two_chunks_wait_for_company_since_the_first_arrived() -> None:
     pair = [waiting_chunk("a", arrived=NOW - 0.004), waiting_chunk("b", arrived=NOW)]
-    bounds = Limits(max_batch=8, max_seconds=100.0, max_wait_s=0.005)
+    bounds = BatchLimits(max_batch=8, max_seconds=100.0, max_wait_s=0.005)
     assert take(pair, NOW, bounds) == []
     assert take(pair, NOW + 0.002, bounds) == pair
 
@@ -403,7 +412,7 @@ def test_two_chunks_wait_for_company_since_the_first_arrived() -> None:
 def test_a_first_chunk_goes_before_one_that_came_earlier_and_is_due_later() -> None:
     later = waiting_chunk("early bird", index=5, due=NOW + 10, arrived=NOW - 1)
     first = waiting_chunk("late comer", index=0, due=NOW, arrived=NOW)
-    alone = Limits(max_batch=1, max_seconds=100.0, max_wait_s=0.0)
+    alone = BatchLimits(max_batch=1, max_seconds=100.0, max_wait_s=0.0)
     assert take([later, first], NOW, alone) == [first]
 
 
@@ -417,4 +426,4 @@ def test_chunks_of_equal_urgency_go_in_order_of_arrival_and_index() -> None:
 def test_a_chunk_too_long_for_the_batch_lets_shorter_ones_pass() -> None:
     first, second = waiting_chunk("a", due=NOW - 2), waiting_chunk("c", due=NOW)
     long = waiting_chunk("b", due=NOW - 1, seconds=50.0)
-    assert take([first, long, second], NOW, Limits(8, 10.0, 0.0)) == [first, second]
+    assert take([first, long, second], NOW, BatchLimits(8, 10.0, 0.0)) == [first, second]

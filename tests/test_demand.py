@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 import redis
 
-from tasks.demand import Limits
+from tasks.demand import AdmissionLimits
 from tasks.events import ChunkResult, EventStore
 from tasks.longjobs import LongJobs
 from tasks.messages import Chunk, Job, Kind, State, Urgency
 from tests.examples import a_chunk, a_job, some_pieces
 
-OPEN = Limits(rate=10.0)
+OPEN = AdmissionLimits(rate=10.0)
 # Of the streams that arrive in the simulation: one chunk of 2 s, and 0 to 5 of 3.5 s.
 MEAN_S = 2 + 2.5 * 3.5
 
@@ -60,7 +60,7 @@ def a_stream(job_id: str, seconds: list[float], kind: Kind = Kind.STREAM, owner:
     return job, chunks
 
 
-def admit(store: EventStore, stream: tuple[Job, list[Chunk]], limits: Limits = OPEN):
+def admit(store: EventStore, stream: tuple[Job, list[Chunk]], limits: AdmissionLimits = OPEN):
     job, chunks = stream
     return store.admit(job, some_pieces(job.count), 600, chunks, limits=limits)
 
@@ -196,7 +196,7 @@ def test_a_wait_beyond_the_limit_is_refused_with_the_time_to_come_back(store: Ev
 
 def test_an_idle_server_takes_whatever_comes(store: EventStore) -> None:
     """Waiting would make it no better."""
-    slow = Limits(rate=0.5, wait_s=1.0, long_wait_s=10.0, owner_s=5.0, owner_long_s=5.0)
+    slow = AdmissionLimits(rate=0.5, wait_s=1.0, long_wait_s=10.0, owner_s=5.0, owner_long_s=5.0)
     assert admit(store, a_stream("a", [60, 60], owner="ann"), slow).reason == ""
     store.end("a", State.CANCELLED)
     assert admit(store, a_stream("b", [600], Kind.LONG, "ann"), slow).reason == ""
@@ -204,7 +204,7 @@ def test_an_idle_server_takes_whatever_comes(store: EventStore) -> None:
 
 def test_who_would_make_an_admitted_stream_run_dry_is_refused(store: EventStore) -> None:
     """All begin at once, so 4.2 s per second get two of them their second chunk in time."""
-    limits = Limits(rate=4.2, wait_s=10.0)
+    limits = AdmissionLimits(rate=4.2, wait_s=10.0)
     lengths = [2.0] * 30
     assert [admit(store, a_stream(name, lengths), limits).reason for name in "abcd"] == [
         "",
@@ -215,7 +215,7 @@ def test_who_would_make_an_admitted_stream_run_dry_is_refused(store: EventStore)
 
 
 def test_a_short_text_fits_where_a_long_one_does_not(store: EventStore) -> None:
-    limits = Limits(rate=4.2, wait_s=10.0)
+    limits = AdmissionLimits(rate=4.2, wait_s=10.0)
     for name in "ab":
         admit(store, a_stream(name, [2.0] * 30), limits)
     assert admit(store, a_stream("long", [2.0] * 30), limits).reason == "dry"
@@ -223,7 +223,7 @@ def test_a_short_text_fits_where_a_long_one_does_not(store: EventStore) -> None:
 
 
 def test_a_worker_slower_than_one_listener_refuses_for_the_wait_only(store: EventStore) -> None:
-    limits = Limits(rate=0.8, wait_s=30.0)
+    limits = AdmissionLimits(rate=0.8, wait_s=30.0)
     assert admit(store, a_stream("a", [2.0] * 10), limits).reason == ""
     assert admit(store, a_stream("b", [2.0] * 10), limits).reason == ""
 
@@ -282,7 +282,7 @@ def overload(
     due first, as tasks/batching.py would. Every other one that is refused obeys and comes back.
     """
     rng = random.Random(seed)
-    limits = Limits(rate=rate, wait_s=5.0)
+    limits = AdmissionLimits(rate=rate, wait_s=5.0)
     result = Overload()
     arrivals: list[tuple[float, int, list[float]]] = []
     at = clock.now
