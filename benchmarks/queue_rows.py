@@ -25,6 +25,7 @@ from tasks.settings import Settings
 # Nobody is refused: what is wanted here is the backlog.
 UNLIMITED = ("max_wait_s", "max_long_wait_s", "key_queue_s", "key_long_queue_s")
 READERS = 8
+ROUNDS = 3
 BACKLOG = 3000
 BATCH_MS = 50
 
@@ -37,14 +38,15 @@ def measure(seconds: float, probes: int) -> dict[str, Any]:
         web = create_app(Settings.from_env(service.env))
         speech: Speech = web.extensions["speech"]
         with _worker(service, speech, NULL_BYTES="300000"):
-            chunks_per_s, failed = throughput(web, seconds)
+            windows = [throughput(web, seconds) for _ in range(ROUNDS + 1)]
         with _worker(service, speech, NULL_BYTES="3000", NULL_BATCH_MS=str(BATCH_MS)):
             waits = high_waits(web, probes)
     return {
-        "chunks_per_s": chunks_per_s,
+        # The first round warms up: Redis gets the memory that it uses again later.
+        "chunks_per_s": percentile([rate for rate, _ in windows[1:]], 50),
         "high_wait_p50_ms": percentile(waits, 50) * 1000,
         "high_wait_p99_ms": percentile(waits, 99) * 1000,
-        "failed": failed,
+        "failed": sum(failed for _, failed in windows),
     }
 
 
