@@ -9,7 +9,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from app.errors import TITLES, Problem
 from app.keys import Keyring
 from app.slow import READING
-from supertonic.memory import give_back_every
+from supertonic.memory import give_back_every, spare_what_is_there
 from tasks.redact import redact
 from tasks.settings import Settings
 
@@ -50,6 +50,11 @@ class Worker(ThreadWorker):
             return super().handle(conn)
         finally:
             READING.end(conn.sock)
+
+
+def post_worker_init(worker: Any) -> None:
+    """The application is loaded; only what requests make is new from now on."""
+    spare_what_is_there()
 
 
 def when_ready(server: Any) -> None:

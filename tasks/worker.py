@@ -18,7 +18,7 @@ from celery.worker.control import inspect_command
 from kombu.exceptions import OperationalError
 
 from supertonic.errors import SupertonicError
-from supertonic.memory import reuse_large_buffers
+from supertonic.memory import reuse_large_buffers, spare_what_is_there
 from supertonic.text import estimate_seconds
 from tasks.batching import BatchLimits
 from tasks.celery import SYNTHESIZE, app, send_advance
@@ -113,6 +113,12 @@ def active_queues(state: Any) -> list[dict[str, Any]]:
     consumer = state.consumer
     consumers = [consumer.task_consumer, *consumer.batching.lanes]
     return [queue.as_dict(recurse=True) for one in consumers for queue in one.queues]
+
+
+@signals.worker_ready.connect
+def _spare_what_is_there(**about: Any) -> None:
+    """Model and queues stand; only what chunks make is new from now on."""
+    spare_what_is_there()
 
 
 app.steps["worker"].add(LoadEngine)

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from tests.stack import Stack, wait_for
+
 HOLES = """
 import os, time
 from pathlib import Path
@@ -37,3 +39,15 @@ def test_holes_between_blocks_in_use_go_back_to_the_system() -> None:
     assert full_mb > 55
     assert kept_mb > 50  # what is freed is kept for the next ones at first
     assert left_mb < 20
+
+
+def test_what_a_worker_has_loaded_is_spared_by_the_garbage_collector(stack: Stack) -> None:
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="tests.frozen_worker")
+    stack.wait_ready()
+
+    def spared() -> bool:
+        return int(stack.get("/").json()["model"]["description"]) > 50_000
+
+    wait_for(spared, 10)
