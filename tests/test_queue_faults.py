@@ -103,7 +103,9 @@ def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
     lags.sort()
     print(f"over after {lags[len(lags) // 2] * 1000:.1f} ms, at most {lags[-1] * 1000:.1f} ms;")
     print(f"{late} chunks entered a batch more than 50 ms after their listener had left")
-    assert lags[len(lags) // 2] < 0.05 and lags[-1] < NOTICED_S
+    # Usually at most 5 ms and none; a machine that stands still for a moment may cost one or two.
+    assert lags[len(lags) * 95 // 100] < 0.05 and lags[-1] < NOTICED_S
+    assert late <= len(left) // 50
     # What nobody waits for leaves the queues without passing through a batch.
     for leaver in stayed:
         leaver.leave()
