@@ -33,14 +33,14 @@ local function count(key, field, ms)
   if redis.call('HINCRBY', key, field, ms) <= 0 then redis.call('HDEL', key, field) end
 end
 
--- Work is 'ms:due:group', due being a quarter second.
-local function book(owner, work, sign)
+-- Work is 'ms:due:group', due being a quarter second. ``add`` takes a sum's key, its field, and ms.
+local function book(owner, work, sign, add)
   local ms, due, group = string.match(work, '^(%d+):(%d+):(%a+)$')
   ms = sign * ms
-  count(QUEUED, group, ms)
-  if group == 'later' then count(DEMAND, due, ms) end
+  add(QUEUED, group, ms)
+  if group == 'later' then add(DEMAND, due, ms) end
   if owner ~= '' then
-    count(QUEUED, (group == 'long' and 'long:' or 'listener:') .. owner, ms)
+    add(QUEUED, (group == 'long' and 'long:' or 'listener:') .. owner, ms)
   end
 end
 
@@ -50,7 +50,7 @@ local function discharge(job_id, index)
   local work, owner, is_held = unpack(known)
   if not work then return nil end
   redis.call('HDEL', key, index)
-  if not is_held then book(owner or '', work, -1) end
+  if not is_held then book(owner or '', work, -1, count) end
   return work
 end
 
@@ -63,7 +63,7 @@ local function hold(job_id, is_held)
   if is_held == (redis.call('HEXISTS', key, 'held') == 1) then return end
   if is_held then redis.call('HSET', key, 'held', 1) else redis.call('HDEL', key, 'held') end
   for i = 1, #fields, 2 do
-    if tonumber(fields[i]) then book(owner, fields[i + 1], is_held and -1 or 1) end
+    if tonumber(fields[i]) then book(owner, fields[i + 1], is_held and -1 or 1, count) end
   end
 end
 
@@ -79,7 +79,7 @@ local function charge(job_id, index, work)
   discharge(job_id, index)
   redis.call('HSET', key, index, work)
   local known = redis.call('HMGET', key, 'owner', 'held')
-  if not known[2] then book(known[1] or '', work, 1) end
+  if not known[2] then book(known[1] or '', work, 1, count) end
 end
 
 local function close_account(job_id)
@@ -92,9 +92,11 @@ local function close_account(job_id)
   redis.call('SREM', CHARGED, job_id)
 end
 
--- Make the sums anew from the jobs that live.
+-- Make the sums anew from the jobs that live. They are added up here: with a call for each of many
+-- thousand chunks everybody else would wait for Redis.
 local function settle()
-  redis.call('DEL', QUEUED, DEMAND)
+  local sums = {[QUEUED] = {}, [DEMAND] = {}}
+  local function add(key, field, ms) sums[key][field] = (sums[key][field] or 0) + ms end
   for _, job_id in ipairs(redis.call('SMEMBERS', CHARGED)) do
     local key = P .. 'work:' .. job_id
     local state = redis.call('HGET', P .. 'job:' .. job_id, 'state')
@@ -106,9 +108,13 @@ local function settle()
     elseif redis.call('HEXISTS', key, 'held') == 0 then
       local owner = redis.call('HGET', key, 'owner') or ''
       for i = 1, #fields, 2 do
-        if tonumber(fields[i]) then book(owner, fields[i + 1], 1) end
+        if tonumber(fields[i]) then book(owner, fields[i + 1], 1, add) end
       end
     end
+  end
+  redis.call('DEL', QUEUED, DEMAND)
+  for key, fields in pairs(sums) do
+    for field, ms in pairs(fields) do redis.call('HSET', key, field, ms) end
   end
 end
 """
