@@ -197,7 +197,7 @@ class EventStore:
     ) -> Admission:
         order = {
             "is_known": is_known,
-            "now": round(self._clock() * 1000),
+            "now": self._clock() * 1000,
             "owner": job.owner,
             "works": [
                 (*work, chunk.content) for work, chunk in zip(works(chunks), chunks, strict=True)
