@@ -121,6 +121,7 @@ class JobLinks(BaseModel):
     self_: str = Field(alias="self")
     events: str
     audio: str
+    captions: str
     model_config = ConfigDict(extra="forbid")
 
 

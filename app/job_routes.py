@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
 from app.api import about, check_done, file_answer, in_ascii, speech
+from app.captions import CAPTION_TYPES, as_srt, as_vtt, cues
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
 from app.follow import Ended, Spoken, follow
@@ -29,6 +30,7 @@ from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import silence
 from tasks.celery import send_advance
+from tasks.jobsound import Entry
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
 from tasks.webhooks import Delivery
@@ -188,12 +190,11 @@ def _held(job: Job, wanted: State) -> Response:
 
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
-    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format()
+    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format(*FILE_FORMATS)
     if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
         return _sound_so_far(job, kind)
     if job.state is not State.DONE:
-        detail = f"The job is {job.state.value}; its audio exists once it is done."
-        raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
+        raise _not_yet(job, "its audio exists once it is done")
     file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
     if kind == "wav":
         return whole_file(file, size, job_id)
@@ -214,19 +215,52 @@ def _kept(job: Job, pieces: list[Piece]) -> tuple[BinaryIO, int]:
     return collected(parts(), job.sample_rate)
 
 
-def _format() -> str:
-    kind = request.args.get("format", "wav")
-    if kind not in FILE_FORMATS:
-        raise field_problem("format", kind, f"must be one of {', '.join(FILE_FORMATS)}")
+@job_routes.get("/jobs/<job_id>/captions")
+def job_captions(job_id: str) -> Response:
+    """What is heard when."""
+    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format(*CAPTION_TYPES)
+    if job.state is not State.DONE and not is_partial:
+        raise _not_yet(job, "its captions exist once it is done")
+    entries = _entries(job, pieces)
+    if not entries:
+        raise _not_yet(job, "nothing of its audio is kept")
+    lines = cues(pieces, entries, job.sample_rate, job.request)
+    text = "".join(as_vtt(lines) if kind == "vtt" else as_srt(lines))
+    return Response(text, content_type=CAPTION_TYPES[kind], headers={"Cache-Control": "no-store"})
+
+
+def _entries(job: Job, pieces: list[Piece]) -> list[Entry]:
+    """Where each chunk lies in the job's sound, up to the first that is missing."""
+    if job.kind is Kind.LONG:
+        return speech().files.entries(job.job_id)
+    entries: list[Entry] = []
+    lengths = speech().store.published(job.job_id, range(job.count))
+    for piece, n_samples in zip(pieces, lengths, strict=True):
+        if n_samples is None:
+            break
+        start = entries[-1].end if entries else 0
+        entries.append(Entry(start, n_samples, round(piece.pause_s * job.sample_rate)))
+    return entries
+
+
+def _format(*allowed: str) -> str:
+    """The wanted one of these; the first if none is given."""
+    kind = request.args.get("format", allowed[0])
+    if kind not in allowed:
+        raise field_problem("format", kind, f"must be one of {', '.join(allowed)}")
     return kind
+
+
+def _not_yet(job: Job, why: str) -> Problem:
+    detail = f"The job is {job.state.value}; {why}."
+    return Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
 
 
 def _sound_so_far(job: Job, kind: str) -> Response:
     n_samples = speech().files.spoken_samples(job.job_id)
     found = speech().files.open_sound(job.job_id) if n_samples else None
     if found is None:
-        detail = f"The job is {job.state.value} and nothing of its audio is kept."
-        raise Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
+        raise _not_yet(job, "nothing of its audio is kept")
     sound = (found[0], n_samples, job.sample_rate)
     response = first_samples(*sound) if kind == "wav" else encoded(*sound, kind)
     # The same address gives more the next time.
@@ -314,6 +348,7 @@ def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any
             "self": f"/jobs/{job.job_id}",
             "events": f"/jobs/{job.job_id}/events",
             "audio": f"/jobs/{job.job_id}/audio",
+            "captions": f"/jobs/{job.job_id}/captions",
         },
     }
 

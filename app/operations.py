@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from app import answers, schemas
 from app.accepting import MAX_KEY_CHARS
+from app.captions import CAPTION_TYPES
 from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.dead_letters import MAX_LETTERS
 from tasks.messages import State
@@ -135,6 +136,15 @@ OPERATIONS: dict[str, Operation] = {
             Parameter(
                 "format", {"type": "string", "enum": [*FILE_FORMATS]}, "wav if none is given"
             ),
+        ),
+    ),
+    "jobs.job_captions": Operation(
+        "What is heard when: lines of the text with their times",
+        {200: Good("the captions", {"text/vtt": None, "application/x-subrip": None})},
+        (404, 409, 422),
+        parameters=(
+            Parameter("partial", FLAG, "what there is of a job that is not done"),
+            Parameter("format", {"type": "string", "enum": [*CAPTION_TYPES]}, "vtt if none"),
         ),
     ),
     "jobs.job_events": Operation(

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES
 from tasks.jobsound import (
     SOUND,
+    Entry,
     Recorder,
     find_entry,
     loose_chunks,
@@ -191,8 +192,12 @@ class JobFiles:
 
     def spoken_samples(self, job_id: str) -> int:
         """How long the sound is up to the first chunk that is missing."""
-        entries = read_index(self.folder(job_id))
+        entries = self.entries(job_id)
         return entries[-1].end if entries else 0
+
+    def entries(self, job_id: str) -> list[Entry]:
+        """Where each chunk lies in the sound, up to the first that is missing."""
+        return read_index(self.folder(job_id))
 
     def open_sound(self, job_id: str) -> tuple[BinaryIO, int] | None:
         """The sound, complete or not, and its size in bytes; None where there is none.

@@ -214,6 +214,9 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     page.find(f"{row} [aria-label^='Download MP3']").click()
     wait_for((tmp_path / f"{job}.mp3").exists, 20)
     assert soundfile.info(tmp_path / f"{job}.mp3").duration > 1
+    page.find(f"{row} [aria-label^='Captions']").click()
+    wait_for((tmp_path / f"{job}.srt").exists, 20)
+    assert (tmp_path / f"{job}.srt").read_text("utf-8").startswith("1\n00:00:00,000 --> ")
     assert page.console_errors() == []
 
 

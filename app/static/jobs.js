@@ -97,8 +97,8 @@ export class Jobs {
       made.addEventListener("click", () => act().catch(this.onProblem));
       return made;
     };
-    const save = (query, kind) => async () =>
-      saveAs(await this.#source(job.links.audio + query), `${job.job_id}.${kind}`);
+    const save = (query, kind, link = job.links.audio) => async () =>
+      saveAs(await this.#source(link + query), `${job.job_id}.${kind}`);
     row.soFar = null;
     if (OPEN.has(job.state)) {
       // Its button is replaced by its opposite: whoever pressed it finds the focus there again.
@@ -117,6 +117,7 @@ export class Jobs {
       button("Listen", () => this.#listen(job, player, name)),
       button("Download WAV", save("", "wav")),
       button("Download MP3", save("?format=mp3", "mp3")),
+      button("Captions", save("?format=srt", "srt", job.links.captions)),
       remove,
     );
   }
