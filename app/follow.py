@@ -125,14 +125,16 @@ class _Following:
 
     def items(self) -> Generator[Item, None, None]:
         care, heard, must_look, was_paused = self._care, list[Event](), True, False
+        is_sure = False  # of all that was said before the job ended
         with self.speech.bell.listen(self.job.job_id) as line:
             while True:
                 news: list[Event] = []
                 try:
                     if has_looked := must_look:
+                        has_ended = self._ending is not None
                         news = self.speech.store.events(self.job.job_id, self._cursor)
                         care.redis_answered()
-                        must_look = False
+                        is_sure, must_look = has_ended, False
                     else:
                         # It may have been seen by looking already.
                         news = [e for e in heard if e.position > position(self._cursor)]
@@ -147,8 +149,15 @@ class _Following:
                     care.redis_was_away(error)
                 # A failed or cancelled job may have later chunks, but never the next one.
                 if self._ending is not None and self.next_index not in self._ready:
-                    yield Ended(State(self._ending.type), self._ending.error)
-                    return
+                    if not self._is_missing(self._ending):
+                        yield Ended(State(self._ending.type), self._ending.error)
+                        return
+                    if is_sure:
+                        yield Gap(self.next_index)
+                        self.next_index, self.start = self.next_index + 1, 0
+                        continue
+                    # News of it may have been missed: all of it once more.
+                    self._cursor, must_look = "0", True
                 if self._is_paused is not was_paused:
                     # Only how it stands now: who comes later is not told of pauses that are over.
                     was_paused = self._is_paused
@@ -164,6 +173,11 @@ class _Following:
                 except Empty:
                     must_look = True
                     yield Quiet()
+
+    def _is_missing(self, ending: Event) -> bool:
+        """Whether the next chunk has been spoken, since the job is done, and is not known of."""
+        is_done = ending.type == State.DONE and self.job.kind is not Kind.LONG
+        return is_done and self.next_index < self.job.count
 
     def _note(self, news: Iterable[Event]) -> None:
         for event in news:
@@ -181,7 +195,8 @@ class _Following:
         """The next chunks, as far as they are ready."""
         while (event := self._ready.get(self.next_index)) is not None:
             if self.with_audio and event.index not in self._sounds:
-                self._sounds = self._fetch(event.index)
+                kept = {n: sound for n, sound in self._sounds.items() if sound is not None}
+                self._sounds = {**self._fetch(event.index), **kept}
                 self._care.redis_answered()
             item = self._item(event)
             if isinstance(item, Gap) and self._ending is None and self.job.kind is not Kind.LONG:
@@ -189,8 +204,8 @@ class _Following:
                 # worker does that for long jobs; what it has on disk and this process cannot see
                 # must not be taken for lost.
                 del self._ready[event.index]
-                self.speech.store.forget_chunk(self.job.job_id, event.index)
-                self.speech.send(self.job, self.pieces, [event.index])
+                if self.speech.store.forget_chunk(self.job.job_id, event.index):
+                    self.speech.send(self.job, self.pieces, [event.index])
                 return
             yield item
             del self._ready[event.index]
@@ -222,7 +237,7 @@ class _Following:
             if self.start:
                 pcm = pcm[2 * self.start :]
         n_samples = max(0, event.n_samples + pause_samples - self.start)
-        return Spoken(event.index, piece.text, pcm, n_samples, event.facts or {}, self.start)
+        return Spoken(event.index, piece.text, pcm, n_samples, event.facts, self.start)
 
     def _fetch(self, first: int) -> dict[int, bytes | None]:
         """Samples, without pauses, of the next chunks that are ready, wherever they are kept now:

@@ -9,7 +9,7 @@ message that repeats what the stream says, so a lost one costs a second, never a
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -88,7 +88,7 @@ class Event:
     type: str
     index: int = -1
     n_samples: int = 0
-    facts: dict[str, float | int] | None = None
+    facts: dict[str, float | int] = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -306,9 +306,11 @@ class EventStore:
                 pipe.expire(_audio_key(job_id, index), ttl_s)
             pipe.execute()
 
-    def forget_chunk(self, job_id: str, index: int) -> None:
-        """Make a published chunk unpublished: its audio was lost before anyone had it."""
-        self._forget_chunk(args=[job_id, index])
+    def forget_chunk(self, job_id: str, index: int) -> bool:
+        """Make a published chunk unpublished: its audio was lost before anyone had it. False when
+        somebody else has done so, or the job has ended.
+        """
+        return bool(self._forget_chunk(args=[job_id, index]))
 
     def mark_published(self, job_id: str, index: int, n_samples: int) -> None:
         """Count a chunk that is known from elsewhere (a long job's file) as published."""

@@ -16,22 +16,26 @@ def hear_for_ever(
     name: str,
     channels: list[str],
     take: Callable[[bytes, bytes], None],
-    begun: Callable[[], None] = lambda: None,
+    missed: Callable[[], None] = lambda: None,
 ) -> None:
     """Call ``take`` with channel and content of each message, in a thread called ``name``.
 
-    ``begun`` is called after each connecting: anything may have been missed until then. A message
-    that cannot be taken is logged and left out.
+    ``missed`` is called when anything may have been missed: after each connecting, and when a
+    message could not be taken, which is logged.
     """
 
     def hear() -> None:
-        with client.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+        with client.pubsub() as subscription:  # type: ignore[no-untyped-call]
             subscription.subscribe(*channels)
-            begun()
             while True:
                 # The timeout lets the client send its health check on a quiet line.
                 message = subscription.get_message(timeout=5)
-                if message is not None:
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    # Also after the client has connected anew by itself and told nobody.
+                    missed()
+                else:
                     _take(message["channel"], message["data"])
 
     def _take(channel: bytes, content: bytes) -> None:
@@ -40,6 +44,7 @@ def hear_for_ever(
         except Exception:
             # Without this thread everybody would look for himself, once a second.
             logger.exception("%s: a message that cannot be taken", name)
+            missed()
 
     def run() -> None:
         pause = threading.Event()

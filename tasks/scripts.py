@@ -338,17 +338,20 @@ return 1
 """
 )
 
-# Take a chunk back, once, however many notice at the same time that its audio is gone. ARGV: job,
-# index.
-FORGET_CHUNK = """
-local job = 'supertonic:job:' .. ARGV[1]
+# Take a chunk of a job that goes on back, once, however many notice at the same time that its audio
+# is gone. ARGV: job, index. Returns whether it was there.
+FORGET_CHUNK = (
+    _LIBRARY
+    + """
+local job = P .. 'job:' .. ARGV[1]
 local n_samples = redis.call('HGET', job, 'chunk:' .. ARGV[2])
-if not n_samples then return 0 end
+if not n_samples or not is_open(redis.call('HGET', job, 'state')) then return 0 end
 redis.call('HDEL', job, 'chunk:' .. ARGV[2])
 redis.call('HINCRBY', job, 'done', -1)
 redis.call('HINCRBY', job, 'samples', -n_samples)
 return 1
 """
+)
 
 # Forget a job and what it had on the account, and for a while do not take it in again: whoever read
 # it from disk just before may be about to restore it. ARGV: job.

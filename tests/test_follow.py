@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from app.bell import Bell, Line
-from app.follow import Ended, Spoken, follow
+from app.follow import Ended, Gap, Quiet, Spoken, follow
 from app.jobs import Speech
 from tasks.events import ChunkResult, EventStore
 from tasks.jobfiles import JobFiles
@@ -69,6 +69,59 @@ def test_a_message_nobody_can_read_does_not_silence_the_bell(
         wait_for(lambda: client.publish(bell.name, b"not json") > 0, 5)
         store.publish([ChunkResult("job", 0, b"\1\0" * 10, {}, 60)])
         assert "audio" in _types(line)
+
+
+def test_what_is_said_while_the_bell_connects_anew_is_heard(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    """The client connects anew by itself and tells nobody: whatever comes next would hide it."""
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 4), some_pieces(4)
+    store.create(job, pieces, 60)
+    speech = Speech(Settings(), store, WorkerRecords(client), bell, JobFiles(tmp_path))
+
+    def publish(index: int) -> None:
+        store.publish([ChunkResult("job", index, b"\1\0" * 10, {}, 60)])
+
+    def is_listening() -> bool:
+        return client.pubsub_numsub(bell.name)[0][1] == 1
+
+    heard: list[int] = []
+    give_up_at = time.monotonic() + 15
+    for item in follow(speech, job, pieces):
+        assert time.monotonic() < give_up_at
+        if isinstance(item, Quiet) and not heard and is_listening():
+            publish(0)
+        if isinstance(item, Spoken):
+            heard.append(item.index)
+            if item.index == 0:
+                client.client_kill_filter(_type="pubsub")
+                publish(1)
+                wait_for(is_listening, 5)
+                publish(2)
+            elif item.index == 2:
+                publish(3)
+    assert heard == [0, 1, 2, 3] and item == Ended(State.DONE)
+
+
+def test_chunks_whose_sound_is_gone_when_the_job_is_done_are_gaps(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    """A listener who plays the first chunk for longer than the others are kept."""
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 3), some_pieces(3)
+    store.create(job, pieces, 60)
+    store.publish([ChunkResult("job", index, bytes(400_000), {}, 60) for index in range(2)])
+    speech = Speech(Settings(), store, WorkerRecords(client), bell, JobFiles(tmp_path))
+    items = follow(speech, job, pieces)
+    first = next(items)
+    store.publish([ChunkResult("job", 2, bytes(400_000), {}, 60)])
+    store.drop_audio("job", [1, 2])
+    rest = [item for item in items if not isinstance(item, Quiet)]
+    assert isinstance(first, Spoken)
+    assert rest == [Gap(1), Gap(2), Ended(State.DONE)]
+    stored = store.job("job")
+    assert stored is not None and (stored.state, stored.done) == (State.DONE, 3)
 
 
 def _types(line: Line) -> list[str]:
