@@ -58,6 +58,9 @@ task_reject_on_worker_lost = True
 # behind chunks of long texts that are due in a minute. With 64, streams broke off at nine tenths
 # of the load that 256 carry (docs/scheduling.md).
 worker_prefetch_multiplier = 256
+# After a lost connection Celery would lower it, and raise it again only with acknowledgements that
+# pass through its own promises, which ours do not (tasks/consumer.py).
+worker_enable_prefetch_count_reduction = False
 # These threads own the device; the worker asks its engine how many (tasks/worker.py).
 worker_pool = "threads"
 worker_concurrency = 1

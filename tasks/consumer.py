@@ -104,6 +104,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.is_stopping = False
         self._lock = threading.Condition()
         self.lanes: list[Consumer] = []
+        self.timers: list[Any] = []
         self._over = JobsOver(self.speaker.store.redis, self._drop)
         self._watchdog = Watchdog(self.batch_limit_s, self._hand_back)
         guard(consumer, self._refuse)
@@ -132,8 +133,8 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 consumer.task_consumer.channel.ahead = channel
         if consumer.connection.transport.driver_type == "redis":
             visibility_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
-            consumer.timer.call_repeatedly(visibility_s / 4, self._renew_leases)
-        consumer.timer.call_repeatedly(0.5, self._tick)
+            self._repeat(visibility_s / 4, self._renew_leases)
+        self._repeat(0.5, self._tick)
         self._tick()
 
     def stop(self, consumer: Any) -> None:
@@ -142,7 +143,11 @@ class BatchingConsumer(bootsteps.StartStopStep):
         Also called when the connection was lost. Then there is nobody to hand back to: what this
         worker held returns to the queues by itself, because nobody renews it.
         """
+        timers, self.timers = self.timers, []
+        for timer in timers:
+            timer.cancel()
         if consumer.blueprint.state == bootsteps.RUN:
+            self._watchdog.rest()
             self._forget_waiting()
         else:
             self._finish()
@@ -153,6 +158,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 lane.channel.close()
             except consumer.connection_errors as error:
                 logger.info("closing a lane: %s", error)
+
+    def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
+        self.timers.append(self.consumer.timer.call_repeatedly(seconds, call))
 
     def _forget_waiting(self) -> None:
         with self._lock:
@@ -258,36 +266,45 @@ class BatchingConsumer(bootsteps.StartStopStep):
 
     def _pull(self) -> None:
         """Speak batches until nothing waits."""
-        while batch := self._next_batch():
+        try:
+            while batch := self._next_batch():
+                self._speak(batch)
+        except BaseException:
+            # Otherwise this core would count as busy for ever.
+            with self._lock:
+                self.pulling -= 1
+            raise
+        if not self.is_stopping:
+            self.speaker.idle()
+
+    def _speak(self, batch: list[Held]) -> None:
+        started = time.monotonic()
+        try:
             cores = None if self._is_alone() else 1
-            started = time.monotonic()
             self._report(Report(batch, None, started))
             audio_s = sum(held.item.chunk.seconds for held in batch)
             self._watchdog.begin(len(batch), audio_s, self.speaker.tally.rate)
-            try:
-                outcomes = self.speaker.speak([held.item for held in batch], cores)
-            except EngineBroken:
-                logger.critical("the engine is broken; handing back and stopping", exc_info=True)
-                self._report(Report(batch, [], started))
-                self.is_stopping = True
-                # The supervisor starts a fresh process, with a fresh device context.
-                os.kill(os.getpid(), signal.SIGTERM)
-            except Exception:
-                # Whatever stopped the publishing, the chunks must reach another worker.
-                logger.exception("a batch of %d could not be published", len(batch))
-                self._report(Report(batch, [], started))
-                # They come back at once, here or elsewhere; do not spin while the cause lasts.
-                time.sleep(RETRY_S)
-            else:
-                self._report(Report(batch, outcomes, started, time.monotonic() - started))
-            finally:
-                self._watchdog.end()
-                with self._lock:
-                    del self.speaking[threading.get_ident()]
-                    # Some may have let this batch finish first.
-                    self._lock.notify_all()
-        if not self.is_stopping:
-            self.speaker.idle()
+            outcomes = self.speaker.speak([held.item for held in batch], cores)
+        except EngineBroken:
+            logger.critical("the engine is broken; handing back and stopping", exc_info=True)
+            self._report(Report(batch, [], started))
+            self.is_stopping = True
+            # The supervisor starts a fresh process, with a fresh device context.
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            # Whatever stopped the publishing, the chunks must reach another worker.
+            logger.exception("a batch of %d could not be published", len(batch))
+            self._report(Report(batch, [], started))
+            # They come back at once, here or elsewhere; do not spin while the cause lasts.
+            time.sleep(RETRY_S)
+        else:
+            self._report(Report(batch, outcomes, started, time.monotonic() - started))
+        finally:
+            self._watchdog.end()
+            with self._lock:
+                del self.speaking[threading.get_ident()]
+                # Some may have let this batch finish first.
+                self._lock.notify_all()
 
     def _report(self, report: Report) -> None:
         self.reports.append(report)
@@ -328,10 +345,13 @@ class BatchingConsumer(bootsteps.StartStopStep):
         return next_at > now + self.limits.pace.cost.of([work(chunk) for chunk in chunks])
 
     def _is_crowded(self) -> bool:
-        """Whether chunks wait that somebody needs now."""
+        """Whether chunks wait that a listener needs now."""
         now = time.time()
         with self._lock:
-            return any(held.item.chunk.due <= now for held in self.waiting)
+            return any(
+                held.item.chunk.due <= now and held.item.chunk.kind is not Kind.LONG
+                for held in self.waiting
+            )
 
     def _waiting_work_s(self) -> float:
         with self._lock:

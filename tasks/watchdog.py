@@ -46,6 +46,10 @@ class Watchdog:
         """This thread's batch is over."""
         self._running.pop(threading.get_ident(), None)
 
+    def rest(self) -> None:
+        """The hub thread does nothing but wait for its connection now, for however long."""
+        faulthandler.cancel_dump_traceback_later()
+
     def look(self) -> None:
         """Called by the hub thread about twice a second."""
         if not self.limit_s:

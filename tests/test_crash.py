@@ -31,12 +31,12 @@ class Listener(threading.Thread):
         return [event for event in self.events if event.event == "chunk"]
 
 
-def start_slow(stack: Stack) -> None:
+def start_slow(stack: Stack, app: str = "benchmarks.null_worker") -> None:
     """Redis, web, and a worker that takes 200 ms per batch, so that there is a middle to hit."""
     stack.env |= {"NULL_BATCH_MS": "200", "NULL_BYTES": "30000"}
     stack.start_redis()
     stack.start_web()
-    stack.start_worker(app="benchmarks.null_worker")
+    stack.start_worker(app=app)
     stack.wait_ready()
     stack.post("/config/batch", {"max_batch_size": 2})
 

@@ -40,7 +40,9 @@ def test_a_hung_engine_ends_its_worker_and_the_others_are_served(stack: Stack) -
 
 
 def test_after_a_long_outage_the_worker_is_back_in_seconds(stack: Stack) -> None:
-    start_slow(stack)
+    """Also after one that is longer than an engine may hang."""
+    stack.env["SUPERTONIC_BATCH_LIMIT_S"] = "3"
+    start_slow(stack, app="tests.impatient_worker")
     listener = Listener(stack, {"text": TEXT})
     listener.start()
     wait_for(lambda: len(listener.chunks) >= 2)
