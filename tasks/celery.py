@@ -4,6 +4,7 @@
 brings the batching consumer. Importing this module alone costs no torch, so the web uses it too.
 """
 
+import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -87,7 +88,7 @@ def _send_chunk(producer: Producer, chunk: Chunk, expires_s: float) -> None:
         queue=chunk.urgency.value,
         producer=producer,
         ignore_result=True,
-        expires=expires_s,
+        expires=max(0.0, chunk.due - time.time()) + expires_s,
         retry=False,
         argsrepr=shown(chunk),
         kwargsrepr="{}",

@@ -8,7 +8,7 @@ chunk's envelope is that one with its own values filled in.
 import base64
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -22,16 +22,16 @@ Envelope = tuple[str, bytes]  # the queue and the message in it
 
 
 def envelopes(app: Celery, task: str, chunks: Sequence[Chunk], expires_s: float) -> list[Envelope]:
-    """One message per chunk for its queue. A worker drops it ``expires_s`` from now."""
+    """One message per chunk for its queue. A worker drops it ``expires_s`` after it was due."""
     template = _template(app, task)
     headers, properties = template["headers"], template["properties"]
     (_, *rest) = orjson.loads(base64.b64decode(template["body"]))
-    expires = (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat()
     token = uuid.uuid4().hex
     made = []
     for number, chunk in enumerate(chunks):
         task_id = f"{token}-{number}"
         queue = chunk.urgency.value
+        expires = datetime.fromtimestamp(chunk.due + expires_s, UTC).isoformat()
         body = orjson.dumps([[chunk.to_json()], *rest])
         message = template | {
             "body": base64.b64encode(body).decode(),

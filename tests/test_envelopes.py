@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,23 @@ def test_every_envelope_has_its_own_identity() -> None:
     assert len(set(tags)) == 6
 
 
+def test_a_message_is_good_for_some_time_after_it_was_due() -> None:
+    """The end of a long text is due in an hour, and may not be dropped before."""
+    now = time.time()
+    chunks = [a_chunk(index=0, due=now), a_chunk(index=1, due=now + 3000)]
+    ends = [
+        datetime.fromisoformat(json.loads(text)["headers"]["expires"]).timestamp() - now
+        for _, text in envelopes(app, SYNTHESIZE, chunks, 60.0)
+    ]
+    assert ends == pytest.approx([60, 3060], abs=0.01)
+
+
 def test_a_stock_worker_takes_our_envelopes(redis_only: Stack, tmp_path: Path) -> None:
     told = tmp_path / "told.txt"
     program = STOCK_WORKER.format(url=redis_only.redis_url, name=SYNTHESIZE, path=str(told))
     (tmp_path / "stock_worker.py").write_text(program)
-    chunks = [a_chunk("job", index, text=f"Ça {index}") for index in range(3)]
+    now = time.time()
+    chunks = [a_chunk("job", index, text=f"Ça {index}", due=now) for index in range(3)]
     for queue, text in envelopes(app, SYNTHESIZE, chunks, 60.0):
         redis_only.redis.lpush(queue, text)
     command = [sys.executable, "-m", "celery", "-A", "stock_worker", "worker", "-P", "solo"]
