@@ -4,6 +4,7 @@ import base64
 import binascii
 import math
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -68,7 +69,10 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
     facts = []
     peer = request.environ.get("gunicorn.socket")
 
+    left = threading.Event()
+
     def gone() -> None:
+        left.set()
         if not may_return:
             service.cancel(job)
 
@@ -78,6 +82,9 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
                 facts.append(item.facts)
             elif isinstance(item, Ended):
                 check_done(job, item)
+            if left.is_set():
+                # The job may go on, but nobody is here whom this thread could answer.
+                raise Problem(409, "The client has left.", job_id=job.job_id)
     file, size = _stored(job)
     if output_format == "wav":
         response = whole_file(file, size, job.job_id)

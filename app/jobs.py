@@ -195,12 +195,14 @@ class Speech:
                 raise refusal(admission, limits)
             if job.kind is Kind.LONG:
                 send_advance(job.job_id)
-        except Exception:
+        except Exception as error:
             # The client hears that it was refused, so it must not run behind its back.
-            self.files.delete(job.job_id)
-            with suppress(redis.RedisError):
-                self.store.end(job.job_id, State.FAILED, "it could not be queued")
-                self.store.forget_job(job.job_id)
+            if job.kind is Kind.LONG:
+                self.files.delete(job.job_id)
+            if not isinstance(error, Problem):  # what was not let in is not stored
+                with suppress(redis.RedisError):
+                    self.store.end(job.job_id, State.FAILED, "it could not be queued")
+                    self.store.forget_job(job.job_id)
             raise
 
     def send(self, job: Job, pieces: list[Piece], indexes: range | list[int]) -> None:
