@@ -102,6 +102,7 @@ def warnings(text: str, language: str) -> tuple[str, ...]:
         return tuple(found)
     # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
     unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
-    shown = " ".join(unknown[:20]) + (" …" if len(unknown) > 20 else "")
+    # One letter may bear thousands of accents.
+    shown = " ".join(letter[:8] for letter in unknown[:20]) + (" …" if len(unknown) > 20 else "")
     found.append(f"The model does not know these characters and cannot pronounce them: {shown}")
     return tuple(found)

@@ -151,15 +151,17 @@ def unknown_characters(text: str) -> list[str]:
     user sees. Emoji and other characters that ``normalize`` removes are not reported.
     """
     composed = unicodedata.normalize("NFC", text)
-    if all(map(_is_readable, set(composed))):
+    # A letter is readable exactly if each of its characters is.
+    unreadable = {character for character in set(composed) if not _is_readable(character)}
+    if not unreadable:
         return []
     letters = re.findall(r".[\u0300-\u036f]*", composed, re.DOTALL)
-    return [letter for letter in dict.fromkeys(letters) if not _is_readable(letter)]
+    return [letter for letter in dict.fromkeys(letters) if not unreadable.isdisjoint(letter)]
 
 
 @lru_cache(maxsize=4096)
-def _is_readable(letter: str) -> bool:
-    return all(character in _IDS or character.isspace() for character in _plain(letter))
+def _is_readable(character: str) -> bool:
+    return all(plain in _IDS or plain.isspace() for plain in _plain(character))
 
 
 # The published graphs take fewer than 1,000 ids, tags included. Decomposed Hangul needs two or

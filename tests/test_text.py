@@ -240,3 +240,12 @@ def test_estimates_count_syllables_digits_and_stops_and_follow_speed() -> None:
     long = "word " * 50
     assert estimate_seconds(long, "es", 2.0) == pytest.approx(estimate_seconds(long, "es", 1) / 2)
     assert estimate_seconds("a", "en", 2.0) == 0.3
+
+
+def test_letters_with_endless_accents_are_named_but_not_kept() -> None:
+    letter = "x" + "\u0336" * 50_000
+    assert unknown_characters(f"a {letter} b") == [letter]
+    from app.submit import warnings
+
+    (told,) = warnings(f"a {letter} b", "en")
+    assert len(told) < 200
