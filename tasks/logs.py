@@ -39,7 +39,8 @@ def set_up(settings: Settings, process: str) -> None:
     logging.captureWarnings(True)
     if is_json and process in ("worker", "files"):
         # Celery writes a few bare lines to standard output when it stops; nothing else does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
 
 
 def check_logging(settings: Settings) -> None:

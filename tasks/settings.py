@@ -51,7 +51,7 @@ class Settings:
         "75e6727618a02f323c720cba9478152d4bc16ca4", "revision of the voices repository to download"
     )
     data_dir: str = _setting("data", "where finished long jobs are kept; web and files share it")
-    jobs_url: str = _setting("", "where finished sound goes instead: an fsspec URL")
+    jobs_url: str = _setting("", "where finished sound goes instead: an fsspec URL", secret=True)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("auto", "auto, float32, bfloat16, or float16 (GPU only)")
     language: str = _setting("en", "language of requests that name none: en, ko, es, pt or fr")
@@ -100,7 +100,7 @@ class Settings:
     delivered_ttl_s: int = _setting(60, "how long delivered audio of a resumable stream is kept", 1)
     job_ttl_s: int = _setting(7 * 86400, "how long a long job and its file are kept", 60)
     job_window: int = _setting(32, "chunks of one long job in the queue at a time", 1)
-    webhook_secret: str = _setting("", "signs webhooks; without it none are accepted")
+    webhook_secret: str = _setting("", "signs webhooks; without it none are accepted", secret=True)
     webhook_allow_private: str = _setting("", "hosts and networks webhooks may reach all the same")
     stall_s: float = _setting(20.0, "silence after which chunks are sent again", 1)
     patience_s: float = _setting(60.0, "how long a stream waits for a worker", 1)
