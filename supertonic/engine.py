@@ -19,6 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from supertonic.config import ModelConfig
+from supertonic.download import WEIGHTS
 from supertonic.errors import ConfigError, UnknownLanguage, UnknownVoice, WeightsError
 from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
@@ -38,7 +39,6 @@ BUILTIN_DESCRIPTION = (
     "Small built-in voice: intelligible, monotone, made by this project from synthetic speech. "
     "Install the Supertonic 2 weights for natural speech."
 )
-WEIGHTS_FILE = "supertonic.safetensors"
 # Words and rows of the batches for which a GPU has graphs from the start.
 WARM_SHAPES = [(5, 1), (7, 1), (20, 1), (5, 4), (5, 16), (20, 8), (40, 8), (20, 32)]
 
@@ -250,7 +250,7 @@ class Engine:
 
     @property
     def _hello(self) -> Utterance:
-        return Utterance("Hello, this is me.", "en", self.voices[0], 2, 1.0, 0, 0)
+        return Utterance("Hello, this is me.", self.languages[0], self.voices[0], 2, 1.0, 0, 0)
 
     def warm_up(self) -> None:
         """Run once, so that the first user does not wait for memory and kernels to be set up."""
@@ -263,7 +263,8 @@ class Engine:
         """Graphs for what a worker speaks most: first chunks alone and together, then long ones."""
         for words, rows in WARM_SHAPES:
             text = ("Some more words of ordinary length. " * words)[: 6 * words]
-            self.synthesize([Utterance(text, "en", self.voices[0], 2, 1.05, 0, 0)] * rows)
+            row = Utterance(text, self.languages[0], self.voices[0], 2, 1.05, 0, 0)
+            self.synthesize([row] * rows)
         while graphs.idle():
             pass
 
@@ -456,7 +457,7 @@ def load_engine(
     fingerprint = ThreadPoolExecutor(1).submit(_fingerprint, directory, config, precision)
     with _Unfilled():
         network = Supertonic(config)
-    load_weights(network, directory / WEIGHTS_FILE)
+    load_weights(network, directory / WEIGHTS)
     duration = config.duration_predictor
     styles = load_styles(
         directory / "voice_styles",
@@ -507,7 +508,7 @@ def resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Pa
     """The name of the model and the directory that holds it."""
     published = Path(model_dir) if model_dir else None
     if model == "auto":
-        has_weights = published is not None and (published / WEIGHTS_FILE).exists()
+        has_weights = published is not None and (published / WEIGHTS).exists()
         model = "supertonic-2" if has_weights else "tiny"
     if model == "tiny":
         return "tiny", BUILTIN
@@ -515,9 +516,9 @@ def resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Pa
         name, directory = model, published
     else:
         name, directory = Path(model).resolve().name, Path(model)
-    if not (directory / WEIGHTS_FILE).exists():
+    if not (directory / WEIGHTS).exists():
         raise WeightsError(
-            f"{directory}: no {WEIGHTS_FILE} there; `python -m supertonic download` fetches it"
+            f"{directory}: no {WEIGHTS} there; `python -m supertonic download` fetches it"
         )
     return name, directory
 
@@ -535,7 +536,7 @@ def load_config(directory: Path) -> ModelConfig:
 def _fingerprint(directory: Path, config: ModelConfig, precision: str) -> str:
     """Changes with anything that changes the sound."""
     digest = hashlib.blake2b(repr((config, precision)).encode(), digest_size=6)
-    for path in [directory / WEIGHTS_FILE, *sorted((directory / "voice_styles").glob("*.json"))]:
+    for path in [directory / WEIGHTS, *sorted((directory / "voice_styles").glob("*.json"))]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()

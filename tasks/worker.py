@@ -131,7 +131,7 @@ def _time_batches(engine: Any, pace: Pace) -> Cost:
     from supertonic.engine import Utterance
 
     # On all cores at the same time, so that they are in each other's way as they will be.
-    cores = engine.batches_at_once
+    cores, language = engine.batches_at_once, engine.languages[0]
     shapes = ((SHORT, cores), (SHORT, 4 * cores), (LONG, cores))
     seconds = [math.inf] * len(shapes)
     # In the first round memory and kernels are set up; of the others the quickest is nearest to
@@ -141,13 +141,14 @@ def _time_batches(engine: Any, pace: Pace) -> Cost:
         if time.perf_counter() > give_up_at:
             break
         for number, (text, rows) in enumerate(shapes):
-            batch = [Utterance(text, "en", engine.voices[0], 2, 1.0, 0, row) for row in range(rows)]
+            voice = engine.voices[0]
+            batch = [Utterance(text, language, voice, 2, 1.0, 0, row) for row in range(rows)]
             started = time.perf_counter()
             audio = engine.synthesize(batch)[0]
             seconds[number] = min(seconds[number], time.perf_counter() - started)
-            estimated_s = estimate_seconds(text, "en", 1.0)
+            estimated_s = estimate_seconds(text, language, 1.0)
             pace.learn_length(estimated_s, len(audio.samples) / audio.sample_rate)
-    works = (estimate_seconds(SHORT, "en", 1.0), estimate_seconds(LONG, "en", 1.0))
+    works = (estimate_seconds(SHORT, language, 1.0), estimate_seconds(LONG, language, 1.0))
     return Cost.measured(seconds[0], seconds[1], seconds[2], works)
 
 
@@ -199,7 +200,7 @@ class _Announcer:
             chunks=tally.chunks,
             audio_s=round(tally.audio_s, 3),
             busy_s=round(tally.busy_s, 3),
-            rate=round(tally.audio_s / tally.busy_s, 2) if tally.busy_s else 0.0,
+            rate=round(tally.rate, 2),
             throughput=round(batching.speaker.throughput.value, 2),
             length_ratio=round(batching.speaker.pace.length_ratio, 3),
             queue_wait_s=round(tally.queue_wait_s, 4),

@@ -13,7 +13,7 @@ from supertonic.audio import to_pcm16
 from supertonic.config import ModelConfig
 from supertonic.engine import (
     BUILTIN,
-    WEIGHTS_FILE,
+    WEIGHTS,
     Audio,
     Engine,
     Utterance,
@@ -276,7 +276,7 @@ def test_a_model_directory_with_weights_wins(tiny: Engine, tmp_path: Path) -> No
     assert named.fingerprint == by_default.fingerprint == tiny.fingerprint
 
 
-@pytest.mark.parametrize("changed", ["config.json", "voice_styles/F3.json", WEIGHTS_FILE])
+@pytest.mark.parametrize("changed", ["config.json", "voice_styles/F3.json", WEIGHTS])
 def test_the_fingerprint_follows_what_changes_the_sound(
     tiny: Engine, tmp_path: Path, changed: str
 ) -> None:
@@ -284,7 +284,7 @@ def test_the_fingerprint_follows_what_changes_the_sound(
     path = tmp_path / "voice" / changed
     if changed == "config.json":
         path.write_text(path.read_text().replace("22050", "24000"))
-    elif changed == WEIGHTS_FILE:
+    elif changed == WEIGHTS:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)

@@ -14,7 +14,7 @@ from supertonic import prepared as prepared_module
 from supertonic.config import ModelConfig
 from supertonic.engine import (
     BUILTIN,
-    WEIGHTS_FILE,
+    WEIGHTS,
     Engine,
     Utterance,
     load_engine,
@@ -325,7 +325,7 @@ def test_the_model_it_came_from_may_change_or_go() -> None:
     config = ModelConfig.load(BUILTIN / "config.json")
     with torch.device("meta"):
         model = Supertonic(config)
-    load_weights(model, BUILTIN / WEIGHTS_FILE)
+    load_weights(model, BUILTIN / WEIGHTS)
     engine = load_engine("tiny", device="cpu")
     copy, said = prepare(model), [Utterance("Hello.", "en", "M1", 2, 1.0, 0, 0)]
     batch = engine.collate([encode("Hello.", "en")], said)

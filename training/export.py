@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from supertonic.engine import BUILTIN, WEIGHTS_FILE, Utterance, load_config, load_engine
+from supertonic.engine import BUILTIN, WEIGHTS, Utterance, load_config, load_engine
 from supertonic.model import Supertonic
 from supertonic.weights import load_weights, save_weights
 from training import decoder, durations, text_to_latent
@@ -91,8 +91,8 @@ def set_loudness(model: Supertonic, directory: Path, voices: list[str], language
     factor = gain(directory, voices, language)
     with torch.no_grad():
         model.vocoder.decoder.head.layer2.weight.mul_(factor)
-    save_weights(model, directory / WEIGHTS_FILE, torch.float16)
-    size = (directory / WEIGHTS_FILE).stat().st_size
+    save_weights(model, directory / WEIGHTS, torch.float16)
+    size = (directory / WEIGHTS).stat().st_size
     print(f"{directory}: {size / 1e6:.1f} MB, gain {factor:.2f}, from {WORK}")
 
 
@@ -100,7 +100,7 @@ def again(directory: Path) -> None:
     """Set the loudness of a voice that was exported before."""
     config = load_config(directory)
     model = Supertonic(config)
-    load_weights(model, directory / WEIGHTS_FILE)
+    load_weights(model, directory / WEIGHTS)
     voices = sorted(path.stem for path in (directory / "voice_styles").glob("*.json"))
     set_loudness(model, directory, voices, config.languages[0])
 
@@ -129,7 +129,7 @@ def main() -> None:
     for voice in arguments.voices:
         index = names.index(voice)
         write_style(ttl[index], dp[index], directory / "voice_styles" / f"{voice}.json")
-    save_weights(model, directory / WEIGHTS_FILE, torch.float16)
+    save_weights(model, directory / WEIGHTS, torch.float16)
     set_loudness(model, directory, arguments.voices, arguments.languages[0])
     if directory == BUILTIN:
         load_space().save(SPACE)  # the judge needs it to take the teacher's latents
