@@ -6,21 +6,13 @@ from collections.abc import Sequence
 
 from app.errors import field_problem
 from app.schemas import LongBody, SpeechBody
+from supertonic.chunking import PAUSE_SHARE
 from supertonic.errors import EmptyText
-from supertonic.text import Break, estimate_seconds, split_text, unknown_characters
+from supertonic.text import estimate_seconds, split_text, unknown_characters
 from tasks.messages import Piece
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord
 
-# Silence between chunks, as a share of the request's pause: a full one after a sentence, half of
-# it after a clause, and none where a sentence had to be cut between words.
-PAUSE_SHARE = {
-    Break.PARAGRAPH: 1.0,
-    Break.SENTENCE: 1.0,
-    Break.CLAUSE: 0.5,
-    Break.WORD: 0.0,
-    Break.END: 0.0,
-}
 # The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
 # character, so at speed 1 a chunk may have 700 characters.
 CHARS_AT_SPEED_1 = 700

@@ -64,8 +64,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 def run_say(arguments: argparse.Namespace) -> int:
     from supertonic.audio import silence, to_pcm16, write_wav
+    from supertonic.chunking import PAUSE_SHARE
     from supertonic.engine import Audio, Utterance, load_engine
-    from supertonic.text import Break, split_text
+    from supertonic.text import split_text
 
     seed = random.getrandbits(32) if arguments.seed is None else arguments.seed
     if not arguments.out.parent.is_dir():
@@ -84,11 +85,6 @@ def run_say(arguments: argparse.Namespace) -> int:
         )
         for index, chunk in enumerate(chunks)
     ]
-    pauses_s = {
-        Break.PARAGRAPH: arguments.pause,
-        Break.SENTENCE: arguments.pause,
-        Break.CLAUSE: arguments.pause / 2,
-    }
     started = time.perf_counter()
     audios: list[Audio] = []
     for first in range(0, len(utterances), CHUNKS_PER_BATCH):
@@ -97,7 +93,7 @@ def run_say(arguments: argparse.Namespace) -> int:
     blocks: list[bytes] = []
     for chunk, audio in zip(chunks, audios, strict=True):
         blocks.append(to_pcm16(audio.samples))
-        blocks.append(silence(pauses_s.get(chunk.ends_at, 0.0), audio.sample_rate))
+        blocks.append(silence(PAUSE_SHARE[chunk.ends_at] * arguments.pause, audio.sample_rate))
     n_samples = sum(map(len, blocks)) // 2
     write_wav(arguments.out, blocks, engine.sample_rate, n_samples)
     audio_s = n_samples / engine.sample_rate

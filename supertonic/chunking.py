@@ -23,6 +23,17 @@ class Break(StrEnum):
     END = "end"
 
 
+# Silence after a chunk, as a share of the wanted pause: a full one after a sentence, half of it
+# after a clause, and none where a sentence had to be cut between words.
+PAUSE_SHARE = {
+    Break.PARAGRAPH: 1.0,
+    Break.SENTENCE: 1.0,
+    Break.CLAUSE: 0.5,
+    Break.WORD: 0.0,
+    Break.END: 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Size:
     """Lengths in characters: pack up to target, stretch to longest for a whole sentence.
