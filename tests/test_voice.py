@@ -27,6 +27,7 @@ from training.recogniser import Ear
 TAUGHT = json.loads((Path(__file__).parent / "data" / "teacher.json").read_text("utf-8"))
 LABELS = [sentence["phones"].split() for sentence in TAUGHT["sentences"]]
 FEW = range(0, 150, 15)  # ten of the 150 held-out sentences
+HALF = range(0, 150, 2)
 LIMIT = 0.27
 LIMIT_OF_VOICES = 0.36
 LIMIT_UNSEEN = 0.38
@@ -56,10 +57,10 @@ def say(
     return [audio.samples for audio in engine.synthesize(asked)]
 
 
-def heard(ear: Ear, engine: Engine, **how: Any) -> Score:
-    texts = [TAUGHT["sentences"][i]["text"] for i in FEW]
+def heard(ear: Ear, engine: Engine, chosen: range = FEW, **how: Any) -> Score:
+    texts = [TAUGHT["sentences"][i]["text"] for i in chosen]
     total = Score()
-    for i, samples in zip(FEW, say(engine, texts, **how), strict=True):
+    for i, samples in zip(chosen, say(engine, texts, **how), strict=True):
         total += score(ear.listen(samples), i, LABELS)
     return total
 
@@ -202,6 +203,8 @@ BREAKS: list[Callable[[Supertonic, pytest.MonkeyPatch], None]] = [
 def test_these_ears_notice(
     ear: Ear, plain: Engine, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., None]
 ) -> None:
-    sound = heard(ear, plain).phone_error_rate
+    sound = heard(ear, plain, HALF).phone_error_rate
     broken(plain.model, monkeypatch)
-    assert heard(ear, plain).phone_error_rate > 1.3 * sound
+    # A lost text mask and a step too few cost least: 1.28 and 1.33 times the errors. With only ten
+    # sentences it depends on the processor's rounding whether that can be told from chance.
+    assert heard(ear, plain, HALF).phone_error_rate > 1.2 * sound
