@@ -132,8 +132,12 @@ def shorten(value: Any) -> Any:
     return text if len(text) <= SHORT else text[:SHORT] + "…"
 
 
-def redis_away() -> Problem:
-    return Problem(503, "Redis cannot be reached; try again in a moment.", retry_after_s=2)
+def away(error: Exception) -> Problem:
+    """Redis cannot be reached, or the queue where that is elsewhere."""
+    is_queue = isinstance(error, OperationalError)
+    what = "Redis" if not is_queue or isinstance(error.__cause__, redis.RedisError) else "The queue"
+    logger.warning("%s is away: %s", what, error)
+    return Problem(503, f"{what} cannot be reached; try again in a moment.", retry_after_s=2)
 
 
 def no_worker() -> Problem:
@@ -160,11 +164,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(redis.ConnectionError)
     @app.errorhandler(redis.TimeoutError)
     @app.errorhandler(OperationalError)
-    def away(error: Exception) -> Response:
-        if is_full(error):
-            return full(error)
-        logger.warning("Redis is away: %s", error)
-        return redis_away().response()
+    def unreachable(error: Exception) -> Response:
+        return full(error) if is_full(error) else away(error).response()
 
     @app.errorhandler(PlaceAway)
     def place_away(error: PlaceAway) -> Response:

@@ -20,7 +20,7 @@ from app.schemas import SpeechBody
 from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.demand import AdmissionLimits
-from tasks.events import EventStore, is_full
+from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
 from tasks.logs import facts
 from tasks.measures import Meter
@@ -223,12 +223,9 @@ class Speech:
         """None of the job's chunks enters a batch from now on."""
         self.store.end(job.job_id, State.CANCELLED)
         if job.kind is Kind.LONG:
-            try:
+            # It is cancelled all the same; the files worker finds it when it looks at all jobs.
+            with suppress(redis.RedisError, OperationalError):
                 send_advance(job.job_id)
-            except (redis.RedisError, OperationalError) as error:
-                # It is cancelled all the same; the files worker finds it when it looks at all jobs.
-                if not is_full(error):
-                    raise
 
     def delete(self, job: Job) -> None:
         """Remove an ended job and its sound."""

@@ -5,10 +5,12 @@ there by every process (tasks/measures.py). So they are right with any number of
 survive restarts.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flask import Response
+from kombu.exceptions import OperationalError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,9 +22,12 @@ from prometheus_client.core import (
 
 from app.jobs import Speech
 from tasks import dead_letters, measures
+from tasks.celery import queue_lengths
 from tasks.events import PREFIX
 from tasks.measures import Measure
 from tasks.workers import WorkerRecord
+
+logger = logging.getLogger(__name__)
 
 NAME = "supertonic_"
 # Names of the totals that tasks/scripts.py counts, by what is shown.
@@ -35,7 +40,7 @@ CACHE_SIZES = PREFIX + "cache:sizes"
 def json_metrics(speech: Speech) -> dict[str, Any]:
     """The original server's figures; seconds are audio seconds unless the name says otherwise."""
     totals, workers = speech.store.totals(), speech.workers()
-    queues = speech.store.queue_lengths()
+    queues = _queue_lengths(speech)
     audio_s = totals.get("audio_ms", 0) / 1000
     busy_s = sum(worker.busy_s for worker in workers)
     return {
@@ -55,6 +60,17 @@ def json_metrics(speech: Speech) -> dict[str, Any]:
         "workers": len(workers),
         "device_memory_bytes": sum(worker.device_memory_bytes for worker in workers),
     }
+
+
+def _queue_lengths(speech: Speech) -> dict[str, int]:
+    """Empty where a broker beside Redis cannot be asked: no figure is better than a wrong one, and
+    all others are there.
+    """
+    try:
+        return queue_lengths(speech.store)
+    except OperationalError as error:
+        logger.warning("lengths of queues are not known: %s", error)
+        return {}
 
 
 def _mean(values: list[float]) -> float:
@@ -115,7 +131,7 @@ class _Collector:
         queues = GaugeMetricFamily(
             f"{NAME}queue_chunks", "Messages per queue; held is in workers.", labels=["queue"]
         )
-        for name, length in self.speech.store.queue_lengths().items():
+        for name, length in _queue_lengths(self.speech).items():
             queues.add_metric([name], length)
         yield queues
         client = self.speech.store.redis

@@ -23,7 +23,7 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
 from app.access import Visitor
-from app.errors import Problem, field_problem, redis_away
+from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.schemas import WishBody, parse_json, validate
@@ -162,8 +162,7 @@ class _Conversation:
         except Problem as problem:
             self._send(_error(problem))
         except (redis.RedisError, OperationalError) as error:
-            logger.warning("Redis is away: %s", error)
-            self._send(_error(redis_away()))
+            self._send(_error(away(error)))
 
     def _wish(self, data: dict[str, Any]) -> None:
         """Check what can be checked without the workers, and let it wait for its turn."""
@@ -214,8 +213,7 @@ class _Conversation:
         except Problem as problem:
             ending = _error(problem)
         except (redis.RedisError, OperationalError) as error:
-            logger.warning("Redis is away: %s", error)
-            ending = _error(redis_away())
+            ending = _error(away(error))
         # A cancel that comes from here on is answered after this ending.
         with self._sending:
             with self._state:

@@ -6,23 +6,27 @@ brings the batching consumer. Importing this module alone costs no torch, so the
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
+from typing import Any
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from celery.platforms import SecurityWarning
-from kombu import Producer
+from kombu import Producer, Queue
 from kombu.exceptions import BatchPublishError, OperationalError
 
 from tasks.demand import Admission, AdmissionLimits
 from tasks.envelopes import Envelope, envelopes, shown
-from tasks.events import EventStore
+from tasks.events import QUEUES, EventStore
 from tasks.messages import Chunk, Job, Piece
 from tasks.settings import Settings
 
 SYNTHESIZE = "tasks.synthesize_chunk"
 ADVANCE = "tasks.advance_job"
 DELIVER = "tasks.deliver_webhook"
+BROKER_TIMEOUT_S = 5.0
 
 # Celery warns root at length because a pickled message could run code; ours are JSON only.
 warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -73,6 +77,20 @@ def send_chunks(store: EventStore, chunks: Sequence[Chunk], expires_s: float) ->
 
 def _publish(chunks: Sequence[Chunk], expires_s: float) -> None:
     """Through Celery, on whatever broker there is: all at once where it can."""
+    _twice(lambda: _publish_all(chunks, expires_s))
+
+
+def _twice(send: Callable[[], object]) -> None:
+    """Once more if it fails: a connection of the pool may be older than the broker. What is sent
+    twice does no harm, a chunk is published once.
+    """
+    try:
+        send()
+    except OperationalError:
+        send()
+
+
+def _publish_all(chunks: Sequence[Chunk], expires_s: float) -> None:
     try:
         with app.producer_or_acquire() as producer, producer.batch(max_size=1000):
             for chunk in chunks:
@@ -97,4 +115,29 @@ def _send_chunk(producer: Producer, chunk: Chunk, expires_s: float) -> None:
 
 def send_advance(job_id: str) -> None:
     """Ask the files worker to move a long job forward."""
-    app.send_task(ADVANCE, args=(job_id,), queue="files", ignore_result=True, retry=False)
+    options: dict[str, Any] = {"queue": "files", "ignore_result": True, "retry": False}
+    _twice(lambda: app.send_task(ADVANCE, args=(job_id,), **options))
+
+
+def queue_lengths(store: EventStore) -> dict[str, int]:
+    """Messages per queue on whatever broker there is. RabbitMQ does not tell what consumers hold,
+    so ``held`` is only there where the queues are in Redis.
+
+    Raises:
+        redis.RedisError, kombu.exceptions.OperationalError: Redis or the broker cannot be reached.
+    """
+    if _settings().queues_are_in_redis:
+        return store.queue_lengths()
+    with app.pool.acquire(block=True, timeout=BROKER_TIMEOUT_S) as connection:
+
+        def ask(channel: Any) -> dict[str, int]:
+            lengths = dict.fromkeys(QUEUES, 0)
+            for name in QUEUES:
+                # A queue is made by its first consumer; to ask for none ends the channel.
+                with suppress(NotFound), connection.channel() as own:
+                    lengths[name] = Queue(name, channel=own).queue_declare(passive=True)[1]
+            return lengths
+
+        # Once more where the pool's connection is older than the broker.
+        lengths: dict[str, int] = connection.autoretry(ask, max_retries=1, interval_start=0)()[0]
+        return lengths

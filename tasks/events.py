@@ -32,6 +32,7 @@ from tasks.messages import (
     pieces_to_json,
 )
 
+QUEUES = ("high", "normal", "low", "files")
 PREFIX = "supertonic:"
 # Heard by all web processes: look at the job of this id.
 BELL = PREFIX + "bell"
@@ -400,13 +401,12 @@ class EventStore:
         return not any(length for name, length in lengths.items() if name != "files")
 
     def queue_lengths(self) -> dict[str, int]:
-        names = ("high", "normal", "low", "files")
         with self.redis.pipeline(transaction=False) as pipe:
-            for name in names:
+            for name in QUEUES:
                 pipe.llen(name)
             pipe.hlen("unacked")
             *lengths, held = pipe.execute()
-        return dict(zip(names, lengths, strict=True)) | {"held": held}
+        return dict(zip(QUEUES, lengths, strict=True)) | {"held": held}
 
     def audio(self, job_id: str, index: int) -> bytes | None:
         """Samples of one chunk, None once they have left Redis."""
