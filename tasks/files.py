@@ -42,8 +42,9 @@ WINDOW_BATCHES = 2
 # A message of a long job that nobody took for this long is not coming any more.
 CHUNK_EXPIRES_S = 3600.0
 
-# Of the four threads below; the others move jobs forward.
+# Of the four threads below; one at least moves jobs forward, whoever does not answer.
 WEBHOOKS_AT_ONCE = 2
+UPLOADS_AT_ONCE = 1
 
 app = Celery("files", amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
@@ -63,6 +64,7 @@ class JobAdvancer:
         self.keys = IdempotencyKeys(settings.data_dir)
         self.webhooks = Webhooks(settings)
         self._telling = threading.BoundedSemaphore(WEBHOOKS_AT_ONCE)
+        self._storing = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
         self._over: dict[str, float] = {}
 
     def advance(self, job_id: str) -> None:
@@ -83,6 +85,11 @@ class JobAdvancer:
                 raise
             # Deleted or expired, before or meanwhile.
             self.store.forget_job(job_id)
+        except PlaceAway as error:
+            # The sweep comes back to it.
+            logger.warning(
+                "the sound of a job cannot be reached: %s", error, extra=facts(job_id=job_id)
+            )
 
     def _step(self, job_id: str) -> None:
         saved = self.files.load(job_id)
@@ -181,16 +188,32 @@ class JobAdvancer:
         n_samples = recorder.finish()
         about = facts(job_id=job.job_id, chunks=job.count, audio_s=n_samples / job.sample_rate)
         logger.info("job done", extra=about)
-        try:
-            self.files.store(job.job_id)
-        except PlaceAway as error:
-            # Tried again at the next step. Meanwhile the job tells what keeps it.
-            self.long_jobs.note(job.job_id, f"The sound cannot be stored yet: {error}")
-            raise
+        if not self._store(job):
+            return
         self.store.end(job.job_id, State.DONE)
         ended = self.store.job(job.job_id)
         if ended is not None:  # or deleted just now
             self._close(ended, job, pieces)
+
+    def _store(self, job: Job) -> bool:
+        """Bring finished sound to its place; False while others are being brought. The sweep comes
+        back then: a store that does not answer must not hold up jobs that do not need it yet.
+        """
+        if self.files.place is None:
+            return True
+        if not self._storing.acquire(blocking=False):
+            self.long_jobs.note(job.job_id, "The sound waits for others to be stored.")
+            return False
+        try:
+            self.files.store(job.job_id)
+        except PlaceAway as error:
+            # Tried again at the next sweep. Meanwhile the job tells what keeps it.
+            self.long_jobs.note(job.job_id, f"The sound cannot be stored yet: {error}")
+            logger.warning("sound cannot be stored: %s", error, extra=facts(job_id=job.job_id))
+            return False
+        finally:
+            self._storing.release()
+        return True
 
     def _close(self, job: Job, on_disk: Job, pieces: list[Piece]) -> None:
         """Make a job's end durable and drop what it no longer needs."""
@@ -241,6 +264,11 @@ class JobAdvancer:
                 self._look_after(job_id, state)
             except (redis.ConnectionError, redis.TimeoutError, OperationalError):
                 raise
+            except PlaceAway as error:
+                about = facts(job_id=job_id)
+                logger.warning(
+                    "the sound of an expired job cannot be removed: %s", error, extra=about
+                )
             except Exception:
                 # A full disk, an unreadable record: one job's trouble is not the others'.
                 logger.exception("job cannot be moved forward now", extra=facts(job_id=job_id))
@@ -265,7 +293,11 @@ class JobAdvancer:
             self.files.delete(job_id)
             self.store.forget_job(job_id)
         elif state is None or not (state.is_final and job_id in self._over):
-            self.advance(job_id)
+            if self.files.place is None:
+                self.advance(job_id)
+            else:
+                # A task of its own, since it may have to wait for a store that does not answer.
+                advance_job.delay(job_id)
 
 
 def _seconds(job: Job, piece: Piece) -> float:
@@ -321,7 +353,7 @@ class Sweep(bootsteps.StartStopStep):
             try:
                 _advancer.sweep()
             except (redis.RedisError, OperationalError) as error:
-                logger.warning("sweep: Redis is away (%s)", error)
+                logger.warning("sweep: Redis or the queue is away (%s)", error)
             except Exception:
                 # The last line of defence of a thread that nothing else would replace.
                 logger.exception("sweep")

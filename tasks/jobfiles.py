@@ -235,7 +235,12 @@ class JobFiles:
         """
         if self.place is not None and not self.stored_url(job_id):
             url = self.place.put(f"{job_id}.wav", self.folder(job_id) / SOUND)
-            write_whole(self.folder(job_id) / "stored", url.encode())
+            try:
+                write_whole(self.folder(job_id) / "stored", url.encode())
+            except FileNotFoundError:
+                # Deleted while it was brought there: nobody else knows of it any more.
+                remove_at(url)
+                raise
 
     def stored_url(self, job_id: str) -> str:
         """Where a job's sound is if it is elsewhere, else empty. The job knows: the setting may
@@ -258,5 +263,9 @@ class JobFiles:
                 path.unlink(missing_ok=True)
 
     def drop_sound(self, job_id: str) -> None:
+        if url := self.stored_url(job_id):
+            # It ended otherwise while its sound was being brought there.
+            remove_at(url)
+            (self.folder(job_id) / "stored").unlink(missing_ok=True)
         for name in (SOUND, "chunks.idx"):
             (self.folder(job_id) / name).unlink(missing_ok=True)

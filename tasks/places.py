@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 from tasks.settings import SettingsError
 
 BLOCK_BYTES = 8 << 20
+# These have no folders, and to make one would make the bucket, also one that is only misspelt.
+BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "oss"}
 
 
 class PlaceAway(Exception):
@@ -39,7 +41,8 @@ class Place:
         """
         probe = f"{self._root}/.probe-{uuid.uuid4().hex[:8]}"
         with _telling(self.url):
-            self._fs.makedirs(self._root, exist_ok=True)
+            if not BUCKETS.intersection(_protocols(self._fs)):
+                self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(probe, b"supertonic")
             self._fs.rm_file(probe)
 
@@ -93,6 +96,10 @@ def _open_url(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise SettingsError(f"SUPERTONIC_JOBS_URL={url!r}: {error}") from None
     return fs, str(path).rstrip("/")
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 
 from supertonic.audio import wav_bytes
 from tasks.jobfiles import JobFiles
-from tasks.places import Place, PlaceAway
+from tasks.places import Place, PlaceAway, open_at
 from tasks.settings import SettingsError
 from tests.examples import a_job, some_pieces
 from tests.sse import joined, read_events, samples_of
@@ -129,3 +132,65 @@ def test_a_files_worker_that_cannot_keep_jobs_says_so_and_ends(stack: Stack) -> 
     assert stack.processes.pop("files").wait(60) != 0
     lines = [line for line in stack.log("files").splitlines() if "cannot start" in line]
     assert len(lines) == 1 and "file/jobs" in lines[0]
+
+
+@pytest.mark.parametrize("is_deleted", [True, False], ids=["deleted", "cancelled"])
+def test_no_sound_stays_behind_that_was_under_way_when_its_job_ended(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    files = JobFiles(tmp_path / "data", url)
+    files.check_writable()
+    finished(files)
+    bring, assert_there = files.place.put, []
+
+    def put(name: str, path: Path) -> str:
+        stored = bring(name, path)
+        assert_there.append(stored)
+        if is_deleted:
+            files.delete("job")
+        return stored
+
+    monkeypatch.setattr(files.place, "put", put)
+    if is_deleted:
+        with pytest.raises(FileNotFoundError):
+            files.store("job")
+    else:
+        files.store("job")
+        files.drop_copy("job")
+        files.drop_sound("job")  # as _close does where it was cancelled meanwhile
+        assert files.stored_url("job") == ""
+    assert open_at(assert_there[0]) is None
+
+
+def test_a_store_that_does_not_answer_keeps_one_thread_and_no_other_job(
+    url: str, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.files import JobAdvancer
+
+    client.flushall()
+    files = JobFiles(tmp_path / "data", url)
+    files.check_writable()
+    finished(files)
+    advancer = JobAdvancer(client, files)
+    is_asked, answers = threading.Event(), threading.Event()
+
+    def put(name: str, path: Path) -> str:
+        is_asked.set()
+        assert answers.wait(20)
+        raise PlaceAway("no answer")
+
+    monkeypatch.setattr(files.place, "put", put)
+    job, pieces = a_job("job", 2), some_pieces(2)
+    advancer.store.create(job, pieces, 60)
+    first = threading.Thread(target=advancer.advance, args=("job",))
+    first.start()
+    assert is_asked.wait(20)
+    try:
+        other = replace(job, job_id="other")
+        assert advancer._store(other) is False
+    finally:
+        answers.set()
+        first.join(20)
+    kept = advancer.store.job("job")
+    assert kept is not None and kept.error == "The sound cannot be stored yet: no answer"
+    assert advancer._storing.acquire(blocking=False), "the next one may"
