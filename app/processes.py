@@ -148,14 +148,17 @@ class Log:
 
 def _config(commands: dict[str, str], root: Path, run_dir: Path, private: str) -> str:
     user = "user=root" if os.geteuid() == 0 else ""  # said, or supervisord warns about root
-    text = GENERAL.format(root=root, run_dir=run_dir, private=private, user=user)
+    # supervisord replaces what stands behind a percent sign.
+    paths = {"root": root, "run_dir": run_dir, "private": private}
+    escaped = {name: str(path).replace("%", "%%") for name, path in paths.items()}
+    text = GENERAL.format(**escaped, user=user)
     for priority, (name, command) in enumerate(commands.items(), start=1):
         text += PROGRAM.format(
             name=name,
             command=shlex.join(["/bin/sh", "-c", command]).replace("%", "%%"),
             priority=priority,
             stop_wait_s=STOP_WAIT_S,
-            run_dir=run_dir,
+            run_dir=escaped["run_dir"].replace("%", "%%"),  # it looks twice at log files
         )
     return text
 

@@ -21,6 +21,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TextIO
 
+from redis.connection import parse_url
+
 from app.keys import Keyring
 from app.limits import parse_rules
 from app.origins import Origins
@@ -33,6 +35,7 @@ from tasks.webhooks import Webhooks
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.5  # how often logs, states and /readyz are looked at
+BROKERS = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
 TRIES_AT_START = 2  # a process that ended this often before the service was ready has a real fault
 
 
@@ -80,7 +83,10 @@ def run(with_flower: bool) -> None:
         stopping = threading.Event()
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: stopping.set())
-        processes = Processes(commands, ROOT, run_dir, sockets, env)
+        try:
+            processes = Processes(commands, ROOT, run_dir, sockets, env)
+        except OSError as error:
+            raise StartError(f"SUPERTONIC_DATA_DIR={data_dir}: {error.strerror or error}") from None
         try:
             watch(processes, settings, stopping)
         finally:
@@ -98,7 +104,7 @@ def watch(processes: Processes, settings: Settings, stopping: threading.Event) -
     while not stopping.wait(LOOK_S):
         processes.show_logs()
         if not processes.are_supervised():
-            raise StartError("supervisord ended by itself; its supervisord.log says why")
+            raise StartError("supervisord ended by itself; the lines above or its log say why")
         for process in processes.states():
             starts[process.name].add(process.started_at)
             too_often = not ready and len(starts[process.name]) > TRIES_AT_START
@@ -121,12 +127,24 @@ def read_procfile() -> dict[str, str]:
 
 def check_settings(settings: Settings) -> None:
     """SettingsError for what one process or another would refuse only after its start."""
+    check_urls(settings)
     keyring = Keyring(settings)
     Origins(settings, keyring)
     parse_rules(settings.rate_limit)
     Webhooks(settings)
     check_language(settings)
     check_logging(settings)
+
+
+def check_urls(settings: Settings) -> None:
+    """SettingsError: Redis or the broker is named by something that is no URL of one."""
+    # The value is not shown: it may hold a password.
+    try:
+        parse_url(settings.redis_url)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise SettingsError(f"SUPERTONIC_REDIS_URL: {error}") from None
+    if settings.broker_url and not settings.broker_url.startswith(BROKERS):
+        raise SettingsError(f"SUPERTONIC_BROKER_URL: must begin with one of {', '.join(BROKERS)}")
 
 
 def check_port(host: str, port: int) -> None:

@@ -156,6 +156,8 @@ def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: P
         ("WEBHOOK_SECRET", "short", "at least 24"),
         ("LOG_LEVEL", "debug", "expected one of DEBUG"),
         ("LANGUAGE", "de", "expected one of en"),
+        ("REDIS_URL", "127.0.0.1:6379", "must specify one of"),
+        ("BROKER_URL", "foo://x", "must begin with one of redis://"),
         ("DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
     ],
 )
@@ -165,6 +167,18 @@ def test_a_setting_only_one_process_reads_stops_everything_before_it_starts(
     status, last_line = ended(launch(tmp_path, free_port(), **{f"SUPERTONIC_{name}": value}))
     assert status == 1 and last_line.startswith(f"Stopped: SUPERTONIC_{name}")
     assert says in last_line and not (tmp_path / "run").exists()
+
+
+def test_a_percent_sign_in_a_path_is_a_percent_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "100%"
+    folder.mkdir()
+    started = launch(folder, free_port())
+    try:
+        wait_for(started.is_ready, START_LIMIT_S)
+        assert (folder / "run" / "web.log").exists()
+    finally:
+        started.process.terminate()
+        started.process.wait(timeout=120)
 
 
 def test_the_web_can_listen_on_ipv6(tmp_path: Path) -> None:
