@@ -4,6 +4,7 @@ Routes raise ``Problem``; the table at the end turns other exceptions into one. 
 file that knows status codes.
 """
 
+import errno
 import logging
 import math
 from typing import Any
@@ -172,6 +173,14 @@ def register(app: Flask) -> None:
         logger.error("finished sound cannot be reached: %s", error)
         detail = "The place where finished sound is kept cannot be reached; try again in a moment."
         return Problem(503, detail, retry_after_s=10).response()
+
+    @app.errorhandler(OSError)
+    def disk(error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return mistake(error)
+        logger.error("the disk is full: %s", error)
+        detail = "The disk has no room left for this request; remove jobs, or try again later."
+        return Problem(503, detail, retry_after_s=30).response()
 
     @app.errorhandler(redis.ResponseError)
     def refused(error: redis.ResponseError) -> Response:

@@ -221,6 +221,12 @@ class Speech:
 
     def cancel(self, job: Job) -> None:
         """None of the job's chunks enters a batch from now on."""
+        if job.kind is Kind.LONG:
+            # The disk first, as for a pause: Redis may be lost.
+            try:
+                self.files.mark_cancelled(job.job_id)
+            except OSError as error:
+                logger.warning("a cancel is not on disk: %s", error, extra=facts(job_id=job.job_id))
         self.store.end(job.job_id, State.CANCELLED)
         if job.kind is Kind.LONG:
             # It is cancelled all the same; the files worker finds it when it looks at all jobs.

@@ -85,6 +85,10 @@ class JobAdvancer:
                 raise
             # Deleted or expired, before or meanwhile.
             self.store.forget_job(job_id)
+        except OSError as error:
+            # A full disk, above all. The sweep comes back to it.
+            self.long_jobs.note(job_id, f"The job cannot be written: {error.strerror or error}")
+            logger.error("a job cannot be written: %s", error, extra=facts(job_id=job_id))
         except PlaceAway as error:
             # The sweep comes back to it.
             logger.warning(
@@ -217,12 +221,13 @@ class JobAdvancer:
 
     def _close(self, job: Job, on_disk: Job, pieces: list[Piece]) -> None:
         """Make a job's end durable and drop what it no longer needs."""
-        if on_disk.state is not job.state:
-            self.files.update(job, pieces)
+        # First what makes room: the disk may be full.
         self.files.drop_loose(job.job_id)
-        self.files.drop_copy(job.job_id)
         if job.state is State.CANCELLED:
             self.files.drop_sound(job.job_id)
+        if on_disk.state is not job.state or on_disk.finished_at is None:
+            self.files.update(job, pieces)
+        self.files.drop_copy(job.job_id)
         self.store.drop_audio(job.job_id, range(job.count))
         delivery = Delivery.load(self.files.folder(job.job_id))
         if delivery is not None and delivery.is_due(time.time()):

@@ -89,9 +89,20 @@ class JobFiles:
         record["warnings"] = tuple(record["warnings"])
         # Another version may have written it: what this one does not know is left out.
         job = Job(**{name: value for name, value in record.items() if name in _FIELDS})
-        if not job.state.is_final and self.is_paused(job_id):
+        if not job.state.is_final and (self.folder(job_id) / "cancelled").exists():
+            job = replace(job, state=State.CANCELLED)
+        elif not job.state.is_final and self.is_paused(job_id):
             job = replace(job, state=State.PAUSED)
         return job, pieces
+
+    def mark_cancelled(self, job_id: str) -> None:
+        """Remember that a job is to end, should Redis forget it. An empty file is quickly made, and
+        also where the disk is full.
+
+        Raises:
+            OSError: it cannot be made; FileNotFoundError where there is no such job any more.
+        """
+        (self.folder(job_id) / "cancelled").touch()
 
     def set_paused(self, job_id: str, is_paused: bool) -> None:
         """Remember that a job is paused, or that it is not.

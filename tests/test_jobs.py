@@ -460,3 +460,21 @@ def test_the_list_is_read_page_by_page(server: Stack) -> None:
     assert seen[:5] == ids[::-1] and len(seen) == len(set(seen))
     refused = server.get("/jobs?cursor=nonsense")
     assert refused.status_code == 422 and "next_cursor" in refused.json()["detail"]
+
+
+def test_a_cancel_outlasts_the_loss_of_redis(stack: Stack) -> None:
+    """Nobody wrote the end down before Redis was lost, and the worker still knows of it."""
+    start_slow(stack)
+    job_id = submit(stack, 30_000)
+    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] > 0)
+    stack.kill("files")
+    cancelled = stack.session.delete(f"{stack.url}/jobs/{job_id}")
+    assert cancelled.json()["state"] == "cancelled"
+    stack.kill("redis")
+    stack.start_redis()
+    stack.start_files()
+    wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["state"] == "cancelled", 30)
+    folder = stack.data_dir / "jobs" / job_id
+    wait_for(lambda: not (folder / "audio.wav").exists(), 20)
+    on_disk = json.loads((folder / "job.json").read_text())
+    assert on_disk["state"] == "cancelled" and on_disk["finished_at"] is not None
