@@ -6,6 +6,7 @@ chunk's envelope is that one with its own values filled in.
 """
 
 import base64
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,12 +27,12 @@ def envelopes(app: Celery, task: str, chunks: Sequence[Chunk], expires_s: float)
     template = _template(app, task)
     headers, properties = template["headers"], template["properties"]
     (_, *rest) = orjson.loads(base64.b64decode(template["body"]))
-    token = uuid.uuid4().hex
+    token, now = uuid.uuid4().hex, time.time()
     made = []
     for number, chunk in enumerate(chunks):
         task_id = f"{token}-{number}"
         queue = chunk.urgency.value
-        expires = datetime.fromtimestamp(chunk.due + expires_s, UTC).isoformat()
+        expires = datetime.fromtimestamp(max(now, chunk.due) + expires_s, UTC).isoformat()
         body = orjson.dumps([[chunk.to_json()], *rest])
         message = template | {
             "body": base64.b64encode(body).decode(),
