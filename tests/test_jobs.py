@@ -475,6 +475,9 @@ def test_a_cancel_outlasts_the_loss_of_redis(stack: Stack) -> None:
     stack.start_files()
     wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["state"] == "cancelled", 30)
     folder = stack.data_dir / "jobs" / job_id
-    wait_for(lambda: not (folder / "audio.wav").exists(), 20)
-    on_disk = json.loads((folder / "job.json").read_text())
-    assert on_disk["state"] == "cancelled" and on_disk["finished_at"] is not None
+
+    def on_disk() -> dict:
+        return json.loads((folder / "job.json").read_text())
+
+    wait_for(lambda: on_disk()["state"] == "cancelled", 20)
+    assert on_disk()["finished_at"] is not None and not (folder / "audio.wav").exists()
