@@ -20,8 +20,9 @@ from tasks.messages import Job, Kind, Piece, State
 
 logger = logging.getLogger(__name__)
 
-# Delivered audio nobody can ask for again: at 300 chunks/s a minute of it would fill gigabytes.
-DELIVERED_ONCE_S = 2
+# Delivered audio nobody can ask for again: at 300 chunks/s a minute of it would fill gigabytes. It
+# is there for the client's own second try, should the connection break with the answer in it.
+DELIVERED_ONCE_S = 1
 # More than this is not fetched before it is written: a client may read slowly.
 AT_ONCE_SAMPLES = 250_000
 
