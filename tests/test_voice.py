@@ -7,7 +7,7 @@ raises no error; the second half of this file breaks the chain on purpose and se
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from training.recogniser import Ear
 TAUGHT = json.loads((Path(__file__).parent / "data" / "teacher.json").read_text("utf-8"))
 LABELS = [sentence["phones"].split() for sentence in TAUGHT["sentences"]]
 FEW = range(0, 150, 15)  # ten of the 150 held-out sentences
-HALF = range(0, 150, 2)
 LIMIT = 0.27
 LIMIT_OF_VOICES = 0.36
 LIMIT_UNSEEN = 0.38
@@ -57,10 +56,11 @@ def say(
     return [audio.samples for audio in engine.synthesize(asked)]
 
 
-def heard(ear: Ear, engine: Engine, chosen: range = FEW, **how: Any) -> Score:
-    texts = [TAUGHT["sentences"][i]["text"] for i in chosen]
+def heard(ear: Ear, engine: Engine, beside: Sequence[str] = (), **how: Any) -> Score:
+    """What is heard of the ten sentences, spoken in one batch with others."""
+    texts = [TAUGHT["sentences"][i]["text"] for i in FEW]
     total = Score()
-    for i, samples in zip(chosen, say(engine, texts, **how), strict=True):
+    for i, samples in zip(FEW, say(engine, [*texts, *beside], **how), strict=False):
         total += score(ear.listen(samples), i, LABELS)
     return total
 
@@ -203,8 +203,9 @@ BREAKS: list[Callable[[Supertonic, pytest.MonkeyPatch], None]] = [
 def test_these_ears_notice(
     ear: Ear, plain: Engine, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., None]
 ) -> None:
-    sound = heard(ear, plain, HALF).phone_error_rate
+    # Without a longer one there is so little padding that a lost mask can hardly be told from
+    # chance: 1.2 to 1.3 times the errors, by how the processor rounds.
+    long = [TAUGHT["long"][0]["text"]]
+    sound = heard(ear, plain, long).phone_error_rate
     broken(plain.model, monkeypatch)
-    # A lost text mask and a step too few cost least: 1.28 and 1.33 times the errors. With only ten
-    # sentences it depends on the processor's rounding whether that can be told from chance.
-    assert heard(ear, plain, HALF).phone_error_rate > 1.2 * sound
+    assert heard(ear, plain, long).phone_error_rate > 1.3 * sound
