@@ -47,6 +47,12 @@ def test_a_long_line_has_its_share_of_the_time() -> None:
     assert max(pace) < 1.5 * min(pace)
 
 
+def test_what_cannot_be_shared_evenly_goes_to_the_last_line() -> None:
+    line = "These are eighty characters or a few less, so that no two fit in one caption, ok."
+    found = list(cues([Piece(f"{line} {line} {line}", 0.0)], [Entry(0, 100, 0)], 100, a_request()))
+    assert [cue.end_s for cue in found] == [0.33, 0.66, 1.0]
+
+
 def test_korean_lines_are_short() -> None:
     text = "안녕하세요 저는 이 책을 소리 내어 읽고 있습니다 " * 4
     found = cues([Piece(text.strip(), 0.0)], [Entry(0, RATE, 0)], RATE, a_request("ko"))
