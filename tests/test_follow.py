@@ -41,6 +41,13 @@ def bell(client: "redis.Redis") -> Bell:
     return Bell(redis.Redis(connection_pool=own))
 
 
+def a_speech(
+    store: EventStore, bell: Bell, folder: Path, settings: Settings | None = None
+) -> Speech:
+    records = WorkerRecords(store.redis)
+    return Speech(settings or Settings(), store, records, bell, JobFiles(folder))
+
+
 def test_short_outages_far_from_each_other_are_no_long_one(
     client: "redis.Redis", bell: Bell, tmp_path: Path
 ) -> None:
@@ -50,7 +57,7 @@ def test_short_outages_far_from_each_other_are_no_long_one(
     store.shaky = {1, 3}
     long = bytes(400_000)  # so that each is fetched by itself
     store.publish([ChunkResult("job", index, long, {}, 60) for index in range(4)])
-    speech = Speech(settings, store, WorkerRecords(client), bell, JobFiles(tmp_path))
+    speech = a_speech(store, bell, tmp_path, settings)
     heard = []
     for item in follow(speech, job, pieces):
         if isinstance(item, Spoken):
@@ -78,7 +85,7 @@ def test_what_is_said_while_the_bell_connects_anew_is_heard(
     store = EventStore(client, bell.name)
     job, pieces = a_job("job", 4), some_pieces(4)
     store.create(job, pieces, 60)
-    speech = Speech(Settings(), store, WorkerRecords(client), bell, JobFiles(tmp_path))
+    speech = a_speech(store, bell, tmp_path)
 
     def publish(index: int) -> None:
         store.publish([ChunkResult("job", index, b"\1\0" * 10, {}, 60)])
@@ -112,7 +119,7 @@ def test_chunks_whose_sound_is_gone_when_the_job_is_done_are_gaps(
     job, pieces = a_job("job", 3), some_pieces(3)
     store.create(job, pieces, 60)
     store.publish([ChunkResult("job", index, bytes(400_000), {}, 60) for index in range(2)])
-    speech = Speech(Settings(), store, WorkerRecords(client), bell, JobFiles(tmp_path))
+    speech = a_speech(store, bell, tmp_path)
     items = follow(speech, job, pieces)
     first = next(items)
     store.publish([ChunkResult("job", 2, bytes(400_000), {}, 60)])
