@@ -385,3 +385,15 @@ def test_hangul_beyond_the_ids_a_model_takes_is_spoken_in_parts() -> None:
     parts = in_parts(utterance, 2000)
     assert len(parts) > 1 and all(len(encode(part.text, "ko")) < 1000 for part in parts)
     assert "".join(part.text for part in parts).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_model_that_speaks_no_english_warms_up_and_is_timed() -> None:
+    from tasks.pace import Pace
+    from tasks.worker import _time_batches
+
+    engine = load_engine("tiny", device="cpu")
+    engine.languages = ("ko",)
+    with pytest.raises(UnknownLanguage):
+        engine.synthesize([Utterance("Hello.", "en", "M1", 2, 1.0, 0, 0)])
+    engine.warm_up()
+    assert _time_batches(engine, Pace()).of([1.0]) > 0
