@@ -128,8 +128,7 @@ class JobFiles:
         Raises:
             PlaceAway: its sound is elsewhere and cannot be removed now; the job stays.
         """
-        if url := self.stored_url(job_id):
-            remove_at(url)
+        self._remove_stored(job_id)
         # Renamed away first, in one step: somebody may be writing into it at this moment, and what
         # he writes must not make it a job again.
         self.deleted.mkdir(parents=True, exist_ok=True)
@@ -244,23 +243,35 @@ class JobFiles:
         Raises:
             PlaceAway: it cannot be brought there.
         """
-        if self.place is not None and not self.stored_url(job_id):
-            url = self.place.put(f"{job_id}.wav", self.folder(job_id) / SOUND)
-            try:
-                write_whole(self.folder(job_id) / "stored", url.encode())
-            except FileNotFoundError:
-                # Deleted while it was brought there: nobody else knows of it any more.
-                remove_at(url)
-                raise
+        if self.place is None or self.stored_url(job_id):
+            return
+        name, folder = f"{job_id}.wav", self.folder(job_id)
+        # Written first: whoever deletes the job after a crash in the middle knows where to look.
+        write_whole(folder / "storing", self.place.url_of(name).encode())
+        url = self.place.put(name, folder / SOUND)
+        try:
+            (folder / "storing").rename(folder / "stored")
+        except FileNotFoundError:
+            # Deleted while it was brought there: nobody else knows of it any more.
+            remove_at(url)
+            raise
 
     def stored_url(self, job_id: str) -> str:
         """Where a job's sound is if it is elsewhere, else empty. The job knows: the setting may
         have changed since.
         """
+        return self._url_in(job_id, "stored")
+
+    def _url_in(self, job_id: str, name: str) -> str:
         try:
-            return (self.folder(job_id) / "stored").read_text("utf-8")
+            return (self.folder(job_id) / name).read_text("utf-8")
         except FileNotFoundError:
             return ""
+
+    def _remove_stored(self, job_id: str) -> None:
+        """Remove sound that is elsewhere, or was on its way there when somebody was killed."""
+        if url := self.stored_url(job_id) or self._url_in(job_id, "storing"):
+            remove_at(url)
 
     def drop_copy(self, job_id: str) -> None:
         """Remove the sound here if it is elsewhere."""
@@ -274,9 +285,7 @@ class JobFiles:
                 path.unlink(missing_ok=True)
 
     def drop_sound(self, job_id: str) -> None:
-        if url := self.stored_url(job_id):
-            # It ended otherwise while its sound was being brought there.
-            remove_at(url)
-            (self.folder(job_id) / "stored").unlink(missing_ok=True)
-        for name in (SOUND, "chunks.idx"):
+        # It may have ended otherwise while its sound was being brought there.
+        self._remove_stored(job_id)
+        for name in ("storing", "stored", SOUND, "chunks.idx"):
             (self.folder(job_id) / name).unlink(missing_ok=True)

@@ -51,6 +51,10 @@ class Place:
         with _telling(self.url), path.open("rb") as source:
             with self._fs.open(f"{self._root}/{name}", "wb", block_size=BLOCK_BYTES) as target:
                 shutil.copyfileobj(source, target, BLOCK_BYTES)
+        return self.url_of(name)
+
+    def url_of(self, name: str) -> str:
+        """Of a file there."""
         return f"{self.url}/{name}"
 
 

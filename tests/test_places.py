@@ -162,6 +162,32 @@ def test_no_sound_stays_behind_that_was_under_way_when_its_job_ended(
     assert open_at(assert_there[0]) is None
 
 
+@pytest.mark.parametrize("is_deleted", [True, False], ids=["deleted", "cancelled"])
+def test_no_sound_stays_behind_of_which_a_killed_worker_told_nobody(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    files = JobFiles(tmp_path / "data", url)
+    files.check_writable()
+    finished(files)
+    bring, stored = files.place.put, []
+
+    def put(name: str, path: Path) -> str:
+        stored.append(bring(name, path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.place, "put", put)
+    with pytest.raises(KeyboardInterrupt):
+        files.store("job")
+    assert open_at(stored[0]) is not None and files.stored_url("job") == ""
+    # Another process, which need not have the same setting.
+    later = JobFiles(tmp_path / "data")
+    if is_deleted:
+        later.delete("job")
+    else:
+        later.drop_sound("job")
+    assert open_at(stored[0]) is None
+
+
 def test_a_store_that_does_not_answer_keeps_one_thread_and_no_other_job(
     url: str, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
