@@ -28,6 +28,7 @@ from app.schemas import (
 from app.stream import failure, sse_response
 from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
+from tasks.celery import queue_lengths
 from tasks.dead_letters import MAX_LETTERS, letters
 from tasks.messages import Job, Kind, Piece, State
 from tasks.settings import Settings
@@ -199,8 +200,10 @@ def livez() -> Response:
 
 @api.get("/readyz")
 def readyz() -> Response:
-    """Redis answers and a worker with a warm model lives; otherwise a 503 that says which."""
-    speech().store.redis.ping()
+    """Redis and the queue answer and a worker with a warm model lives; otherwise a 503 that says
+    which is missing.
+    """
+    queue_lengths(speech().store)
     workers = speech().workers(max_age_s=0)
     if not workers:
         raise no_worker()

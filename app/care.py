@@ -23,7 +23,7 @@ class Care:
         self.pieces = pieces
         self.gave_up = ""
         self._heard_at = self._worker_at = time.monotonic()
-        self._looked_at = self._renewed_at = self._heard_at
+        self._looked_at = self._renewed_at = self._asked_at = self._heard_at
         self._away_since: float | None = None
 
     def heard(self) -> None:
@@ -71,9 +71,18 @@ class Care:
                     store.mark_published(self.job.job_id, index, 0)
                 self._send_again(next_index)
             return True
-        elif now - self._heard_at > silence_s(store, settings, settings.stream_ttl_s):
+        elif self._is_lost(now):
             self._send_again(next_index)
         return False
+
+    def _is_lost(self, now: float) -> bool:
+        """Whether what was sent is not coming any more."""
+        silent_s, settings = now - self._heard_at, self.speech.settings
+        # Where all are silent, all ask: not sooner than it matters, and not all the time.
+        if silent_s < settings.stall_s or now - self._asked_at < settings.stall_s / 4:
+            return False
+        self._asked_at = now
+        return silent_s > silence_s(self.speech.store, settings, settings.stream_ttl_s)
 
     def _send_again(self, next_index: int) -> None:
         indexes = list(range(next_index, self.job.count))

@@ -393,13 +393,6 @@ class EventStore:
         reply: Any = self._look(args=[job_id, start, self.bell])
         return [_event(_text(entry_id), fields) for entry_id, fields in reply]
 
-    def queues_are_empty(self) -> bool:
-        """Whether no chunk waits in a queue or in a worker. What the files worker holds cannot be
-        told from chunks, so it counts as one while it is at work.
-        """
-        lengths = self.queue_lengths()
-        return not any(length for name, length in lengths.items() if name != "files")
-
     def queue_lengths(self) -> dict[str, int]:
         with self.redis.pipeline(transaction=False) as pipe:
             for name in QUEUES:

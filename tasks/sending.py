@@ -4,11 +4,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from kombu.exceptions import OperationalError
+
 from supertonic.text import estimate_seconds
 from tasks.cache import content_key
+from tasks.celery import queue_lengths
 from tasks.events import EventStore
 from tasks.messages import Chunk, Job, Kind, Piece, Urgency
 from tasks.settings import Settings
+from tasks.workers import WorkerRecords
 
 
 def make_chunks(
@@ -64,8 +68,24 @@ def silence_s(store: EventStore, settings: Settings, kept_s: float) -> float:
 
     ``kept_s`` is how long their messages live.
     """
-    if settings.queues_are_in_redis and store.queues_are_empty():
+    if _nothing_waits(store):
         return settings.stall_s
     # Others' chunks wait too, or cannot be seen from here: silence may well mean a long queue. The
     # claim channel loses nothing that waits; another transport may.
     return kept_s if settings.broker_url == "" else 10 * settings.stall_s
+
+
+def _nothing_waits(store: EventStore) -> bool:
+    """Whether no chunk is in a queue or in a worker. What the files worker holds cannot be told
+    from chunks in Redis, so it counts as one while it is at work.
+    """
+    try:
+        lengths = queue_lengths(store)
+    except OperationalError:
+        return False
+    if any(length for name, length in lengths.items() if name != "files"):
+        return False
+    # RabbitMQ does not tell what workers hold; they do, twice a second.
+    return "held" in lengths or not any(
+        worker.waiting or worker.speaking for worker in WorkerRecords(store.redis).living()
+    )

@@ -196,6 +196,7 @@ class _Announcer:
             max_wait_ms=settings.max_wait_ms if wait_ms is None else wait_ms,
             started_at=self.started_at,
             waiting=len(batching.waiting),
+            speaking=sum(len(chunks) for chunks in list(batching.speaking.values())),
             batches=tally.batches,
             chunks=tally.chunks,
             audio_s=round(tally.audio_s, 3),

@@ -24,7 +24,8 @@ RECORD_TTL_S = 5
 class WorkerRecord:
     """One living worker. Times are seconds, ``rate`` is audio seconds per second while busy,
     ``throughput`` seconds of work per second when there is plenty to do (tasks/throughput.py),
-    ``length_ratio`` seconds of speech per second that was estimated for its text.
+    ``length_ratio`` seconds of speech per second that was estimated for its text. ``waiting`` and
+    ``speaking`` are the chunks it holds, not begun and begun.
     """
 
     name: str
@@ -41,6 +42,7 @@ class WorkerRecord:
     max_wait_ms: float
     started_at: float
     waiting: int = 0
+    speaking: int = 0
     batches: int = 0
     chunks: int = 0
     audio_s: float = 0.0

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,12 +149,44 @@ def test_a_broker_that_was_restarted_refuses_nobody(service: Stack, rabbit: Rabb
     assert speak(service) == [200] * 8
 
 
+@pytest.mark.parametrize("is_held", [False, True], ids=["in no worker", "in a worker"])
+def test_what_a_broker_lost_is_sent_again_and_what_a_worker_holds_is_not(
+    stack: Stack, rabbit: Rabbit, is_held: bool
+) -> None:
+    stack.env |= {
+        "SUPERTONIC_BROKER_URL": rabbit.url,
+        "SUPERTONIC_STALL_S": "1",
+        "NULL_BATCH_MS": "4000" if is_held else "100",
+        "NULL_BYTES": "30000",
+    }
+    stack.start_redis()
+    stack.start_web()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    if not is_held:
+        stack.kill("worker")
+    listener = Listener(stack, {"text": "One sentence, and no more."})
+    listener.start()
+    if not is_held:
+        wait_for(lambda: stack.get("/metrics").json()["queue_sizes"]["high"] == 1, 10)
+        with Connection(rabbit.url) as connection:
+            connection.channel().queue_purge("high")
+        stack.start_worker(app="benchmarks.null_worker")
+    asked_at = time.monotonic()
+    check_whole(listener)
+    assert time.monotonic() - asked_at < 9, "not ten times the usual silence"
+    assert ("they seem lost" in stack.log("web")) is not is_held
+
+
 def test_while_the_broker_is_away_the_queue_is_what_is_missing(
     service: Stack, rabbit: Rabbit
 ) -> None:
     accepted = service.post("/synthesize/long", {"text": TEXT * 5})
     assert accepted.status_code == 202, accepted.text
+    assert service.get("/readyz").status_code == 200
     rabbit.stop()
+    ready = service.get("/readyz")
+    assert ready.status_code == 503 and "The queue cannot be reached" in ready.json()["detail"]
     answer = service.post("/synthesize", {"text": "Meanwhile."})
     assert answer.status_code == 503 and "The queue cannot be reached" in answer.json()["detail"]
     job = service.url + accepted.json()["links"]["self"]
