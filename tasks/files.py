@@ -30,7 +30,7 @@ from tasks.messages import Job, Piece, State
 from tasks.places import PlaceAway
 from tasks.sending import make_chunks, silence_s
 from tasks.settings import Settings
-from tasks.webhooks import Delivery, Webhooks, deliver
+from tasks.webhooks import Delivery, Turns, Webhooks, deliver
 
 logger = get_logger(__name__)
 settings = Settings.from_env()
@@ -63,7 +63,7 @@ class JobAdvancer:
         self.files = files
         self.keys = IdempotencyKeys(settings.data_dir)
         self.webhooks = Webhooks(settings)
-        self._telling = threading.BoundedSemaphore(WEBHOOKS_AT_ONCE)
+        self._turns = Turns(WEBHOOKS_AT_ONCE)
         self._storing = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
         self._over: dict[str, float] = {}
 
@@ -239,22 +239,25 @@ class JobAdvancer:
         saved = self.files.load(job_id)
         if saved is None or not saved[0].state.is_final:
             return
-        if not self._telling.acquire(blocking=False):
-            # The sweep comes back to it; receivers that do not answer must not hold up the jobs.
-            return
         try:
             self._tell(job_id, saved[0])
         except FileNotFoundError:
             if self.files.load(job_id) is not None:
                 raise
             # Deleted while its webhook was being told.
-        finally:
-            self._telling.release()
 
     def _tell(self, job_id: str, job: Job) -> None:
-        with self.files.alone(job_id, "webhook.lock") as is_mine:
-            if is_mine:
-                made = deliver(self.webhooks, self.files.folder(job_id), job, time.time())
+        folder = self.files.folder(job_id)
+        delivery = Delivery.load(folder)
+        if delivery is None:
+            return
+        # Who gets no turn is left to the sweep: receivers must not hold up the jobs.
+        with (
+            self._turns.turn(delivery.url) as is_turn,
+            self.files.alone(job_id, "webhook.lock") as is_mine,
+        ):
+            if is_turn and is_mine:
+                made = deliver(self.webhooks, folder, job, time.time())
                 if made is not None:
                     about = facts(job_id=job_id, attempt=made.attempts, status=made.last_status)
                     logger.info("webhook %s", made.state, extra=about)

@@ -16,8 +16,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ MAX_ATTEMPTS = len(DELAYS_S) + 1
 CONNECT_S = 5.0
 # Everything together, whatever the other side does.
 ANSWER_S = 10.0
+# A receiver that took longer than this the last time may take long again.
+SLOW_S = 2.0
+MAX_SLOW_HOSTS = 1000
 MAX_URL = 2000
 MIN_SECRET_BYTES = 24
 
@@ -94,6 +98,38 @@ class Delivery:
     def save(self, folder: Path) -> None:
         """FileNotFoundError: there is no such folder, as of a job that was deleted meanwhile."""
         write_whole(folder / FILE, json.dumps(asdict(self)).encode())
+
+
+class Turns:
+    """So many deliveries are made at the same time, and all but one of them may be to hosts that
+    took long the last time: who does not answer delays nobody else.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._all = threading.BoundedSemaphore(at_once)
+        self._slow = threading.BoundedSemaphore(at_once - 1)
+        self._slow_hosts: OrderedDict[str, None] = OrderedDict()
+
+    @contextmanager
+    def turn(self, url: str) -> Iterator[bool]:
+        """Whether a delivery may be made now, inside the block."""
+        host = urlsplit(url).hostname or ""
+        with ExitStack() as taken:
+            is_slow = host in self._slow_hosts
+            for turns in [self._slow, self._all] if is_slow else [self._all]:
+                if not turns.acquire(blocking=False):
+                    yield False
+                    return
+                taken.callback(turns.release)
+            started = time.monotonic()
+            try:
+                yield True
+            finally:
+                self._slow_hosts.pop(host, None)
+                if time.monotonic() - started > SLOW_S:
+                    self._slow_hosts[host] = None
+                if len(self._slow_hosts) > MAX_SLOW_HOSTS:
+                    self._slow_hosts.popitem(last=False)
 
 
 def look_up(host: str, port: int) -> list[str]:

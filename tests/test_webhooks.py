@@ -24,6 +24,7 @@ from tasks.webhooks import (
     MAX_ATTEMPTS,
     Delivery,
     Refused,
+    Turns,
     Webhooks,
     deliver,
     payload,
@@ -304,6 +305,22 @@ def _closed_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+def test_hosts_that_do_not_answer_leave_a_turn_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.webhooks.SLOW_S", 0.05)
+    turns, slow, other = Turns(2), "http://slow.example/", "http://other.example/"
+    with turns.turn(slow) as first, turns.turn(slow) as second:
+        assert first and second, "nobody knows yet"
+        time.sleep(0.1)
+    with turns.turn(slow) as first, turns.turn("http://SLOW.example:81/") as second:
+        assert first and not second
+        with turns.turn(other) as third, turns.turn(other) as fourth:
+            assert third and not fourth
+    with turns.turn(slow) as first, turns.turn(slow) as second:
+        assert first and second, "it was quick the last time"
 
 
 # -- with everything running -----------------------------------------------------------------
