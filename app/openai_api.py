@@ -87,7 +87,7 @@ def create_speech() -> Response:
 def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
     native = SpeechBody(
         text=body.input,
-        voice=OWN_NAMES.get(body.voice.lower(), body.voice),
+        voice=_own_voice(body.voice),
         language=body.language,
         steps=body.steps or MODEL_STEPS.get(body.model, MODEL_STEPS["tts-1"]),
         # OpenAI's range is wider; the nearest speed is better than none.
@@ -104,8 +104,18 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
                 error["field"] = "input"
                 problem.detail = problem.detail.replace("text:", "input:", 1)
             elif error["field"] == "voice":
-                problem.detail += f", or of {', '.join(VOICE_NAMES)}"
+                problem.detail += f". OpenAI's names are known too: {', '.join(VOICE_NAMES)}"
         raise
+
+
+def _own_voice(voice: str) -> str:
+    """Our name for one of OpenAI's, also within a mixture."""
+
+    def own(part: str) -> str:
+        name, *weight = part.partition("(")
+        return OWN_NAMES.get(name.strip().lower(), name) + "".join(weight)
+
+    return "+".join(own(part) for part in voice.split("+"))
 
 
 def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> Iterator[bytes]:

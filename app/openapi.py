@@ -19,6 +19,7 @@ from app.errors import ENVELOPED_AS_400, TITLES
 from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
 from app.schemas import ALLOWED, Body
+from supertonic.voices import MOST_MIXED
 
 openapi = Blueprint("openapi", __name__)
 
@@ -180,7 +181,7 @@ def _schemas() -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = {
         "text": {"minLength": 1, "maxLength": settings.max_text_chars},
         "input": {"minLength": 1, "maxLength": settings.max_text_chars},
-        "voice": {"enum": voices_of(workers)},
+        "voice": _voice(voices_of(workers)),
         "language": {"enum": languages_of(workers), "default": settings.language},
     }
     for model in bodies:
@@ -189,7 +190,14 @@ def _schemas() -> dict[str, Any]:
             schema["description"] = (ALLOWED | model.allowed)[name]
     # Either of OpenAI's names or ours; more are tolerated than can be listed.
     v1 = schemas["V1Body"]
-    v1["properties"]["voice"]["enum"] = [*known["voice"]["enum"], *VOICE_NAMES]
+    v1["properties"]["voice"] |= _voice([*voices_of(workers), *VOICE_NAMES])
     for name in v1["properties"].keys() - v1["required"]:
         v1["properties"][name] = {"anyOf": [v1["properties"][name], {"type": "null"}]}
     return schemas
+
+
+def _voice(names: list[str]) -> dict[str, Any]:
+    """One of these, or a mixture of several."""
+    part = rf"({'|'.join(re.escape(name) for name in names)})(\([1-9][0-9]{{0,2}}\))?"
+    mixture = rf"^{part}(\+{part}){{1,{MOST_MIXED - 1}}}$"
+    return {"anyOf": [{"enum": names}, {"pattern": mixture}]}

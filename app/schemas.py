@@ -148,7 +148,7 @@ class V1Body(Body):
 
     allowed: ClassVar[dict[str, str]] = {
         "speed": f"a number from {V1_SPEED[0]} to {V1_SPEED[1]}",
-        "voice": "the name of a voice, as GET /v1/audio/voices lists them",
+        "voice": "the name of a voice, as GET /v1/audio/voices lists them, or a mixture",
     }
 
 
@@ -276,7 +276,7 @@ ALLOWED = {
     "response_format": "mp3, opus, flac, wav or pcm",
     "stream_format": '"audio" or "sse"',
     "sample_rate": "16000, 22050, 24000, 44100 or 48000, or null for the format's own",
-    "voice": "the name of a voice, as GET /voices lists them",
+    "voice": "the name of a voice, as GET /voices lists them, or a mixture such as M1(2)+F3",
     "language": "the code of a language, as GET /voices lists them",
 }
 

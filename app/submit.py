@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from app.errors import field_problem
 from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE
-from supertonic.errors import EmptyText
+from supertonic.errors import EmptyText, UnknownVoice
 from supertonic.text import estimate_seconds, split_text, unknown_characters
+from supertonic.voices import shares
 from tasks.messages import Piece
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord
@@ -35,8 +36,10 @@ def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings)
     check_text(body, settings)
     # Any worker may get any chunk, so only what all of them can do is offered.
     voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
-    if body.voice not in voices:
-        raise field_problem("voice", body.voice, f"must be one of {', '.join(voices)}")
+    try:
+        shares(body.voice, voices)
+    except UnknownVoice as error:
+        raise field_problem("voice", body.voice, str(error)) from None
     languages = sorted(set.intersection(*(set(worker.languages) for worker in workers)))
     if body.language not in languages:
         raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")

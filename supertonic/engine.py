@@ -31,7 +31,7 @@ from supertonic.prepared import (
     prepare,
 )
 from supertonic.text import MAX_IDS, VOCABULARY, count_ids, encode, split_text
-from supertonic.voices import Style, load_styles
+from supertonic.voices import Style, load_styles, mix, shares
 from supertonic.weights import load_weights
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -42,12 +42,14 @@ BUILTIN_DESCRIPTION = (
 # Words and rows of the batches for which a GPU has graphs from the start.
 WARM_SHAPES = [(5, 1), (7, 1), (20, 1), (5, 4), (5, 16), (20, 8), (40, 8), (20, 32)]
 
+KEPT_MIXTURES = 100  # some 50 KB each
+
 
 @dataclass(frozen=True)
 class Utterance:
     text: str
     language: str
-    voice: str
+    voice: str  # or a mixture, such as M1(2)+F3
     steps: int
     speed: float
     seed: int
@@ -108,6 +110,7 @@ class Engine:
         self.languages = model.config.languages
         self.longest_text = model.config.longest_text
         self._styles = styles
+        self._mixed: dict[str, Style] = {}
         self.model = model.to(device).eval()
         # Durations in double precision: float32 rounds differently with the shape of the batch,
         # and a difference of 1e-7 changes the number of samples of one short utterance in sixty
@@ -279,9 +282,7 @@ class Engine:
         return int(torch.cuda.memory_reserved(self.device))
 
     def _check(self, utterance: Utterance) -> None:
-        if utterance.voice not in self._styles:
-            known = ", ".join(self.voices)
-            raise UnknownVoice(f"voice {utterance.voice!r} is not one of {known}")
+        self._style(utterance.voice)
         if utterance.language not in self.languages:
             known = ", ".join(self.languages)
             raise UnknownLanguage(f"this model speaks {known}, not {utterance.language!r}")
@@ -294,6 +295,19 @@ class Engine:
                 f"seed and index must not be negative, got {utterance.seed}, {utterance.index}"
             )
 
+    def _style(self, voice: str) -> Style:
+        """Of a voice or a mixture of some. UnknownVoice where it is neither."""
+        style = self._styles.get(voice) or self._mixed.get(voice)
+        if style is None:
+            try:
+                style = mix(self._styles, shares(voice, self.voices))
+            except UnknownVoice as error:
+                raise UnknownVoice(f"voice {voice!r}: {error}") from None
+            if len(self._mixed) >= KEPT_MIXTURES:
+                self._mixed.clear()
+            self._mixed[voice] = style
+        return style
+
     def collate(
         self,
         text_ids: Sequence[list[int]],
@@ -303,7 +317,7 @@ class Engine:
         device = device or self.device
         lengths = [len(ids) for ids in text_ids]
         padded = [ids + [0] * (max(lengths) - len(ids)) for ids in text_ids]
-        styles = [self._styles[utterance.voice] for utterance in utterances]
+        styles = [self._style(utterance.voice) for utterance in utterances]
         return Batch(
             text_ids=torch.tensor(padded, device=device),
             text_lengths=torch.tensor(lengths, device=device),

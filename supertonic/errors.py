@@ -29,7 +29,7 @@ class UnknownLanguage(SupertonicError):
 
 
 class UnknownVoice(SupertonicError):
-    """No style with that name is loaded."""
+    """No style with that name is loaded, or a mixture of voices cannot be read."""
 
 
 class ConfigError(SupertonicError):

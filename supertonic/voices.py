@@ -5,16 +5,22 @@ file says neither which model it belongs to nor whether it is intact, so everyth
 """
 
 import json
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from supertonic.errors import VoiceError
+from supertonic.errors import UnknownVoice, VoiceError
 
 VOICES = ("M1", "M2", "M3", "M4", "M5", "F1", "F2", "F3", "F4", "F5")
 NORM_TOLERANCE = 1e-3  # published tokens have unit length to 3e-7; this leaves room for rounding
+
+
+MOST_MIXED = 5
+NUMBER = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,60 @@ def load_styles(
     names = [name for name in VOICES if name in paths]
     names += [name for name in paths if name not in VOICES]
     return {name: load_style(paths[name], ttl_shape, dp_shape) for name in names}
+
+
+def shares(voice: str, known: Collection[str]) -> dict[str, float]:
+    """What a voice consists of, by name, 1 in all: ``M1`` is one voice, ``M1+F2`` two of them in
+    equal parts, and ``M1(3)+F2`` has three parts of the first.
+
+    UnknownVoice says what is wrong with it.
+    """
+    if voice in known:
+        return {voice: 1.0}
+    parts = voice.split("+", MOST_MIXED)
+    if len(parts) > MOST_MIXED:
+        raise UnknownVoice(f"at most {MOST_MIXED} voices can be mixed")
+    weights: dict[str, float] = {}
+    for part in parts:
+        name, weight = _name_and_weight(part.strip(), known)
+        if name not in known:
+            is_one = f"must be one of {', '.join(known)}"
+            if len(parts) == 1:
+                raise UnknownVoice(f"{is_one}, or a mixture such as {_example(known)}")
+            raise UnknownVoice(
+                f"each of a mixture {is_one}, with its parts as in {_example(known)}"
+            )
+        weights[name] = weights.get(name, 0.0) + weight
+    total = sum(weights.values())
+    if total == 0:
+        raise UnknownVoice("a mixture needs one part at least")
+    return {name: weight / total for name, weight in weights.items() if weight}
+
+
+def _name_and_weight(part: str, known: Collection[str]) -> tuple[str, float]:
+    """``F2(3)`` are three parts of F2, ``F2`` is one."""
+    name, bracket, number = part.removesuffix(")").rpartition("(")
+    is_weighted = part not in known and part.endswith(")") and bracket
+    if not is_weighted or not re.fullmatch(NUMBER, number.strip()):
+        return part, 1.0
+    return name.strip(), float(number)
+
+
+def _example(known: Collection[str]) -> str:
+    first, *others = known
+    return f"{first}(2)+{others[-1] if others else first}"
+
+
+def mix(styles: Mapping[str, Style], parts: Mapping[str, float]) -> Style:
+    """The style between some, by their shares. Its tokens have unit length as theirs have."""
+    ttl = sum(share * styles[name].ttl for name, share in parts.items())
+    dp = sum(share * styles[name].dp for name, share in parts.items())
+    return Style(_of_unit_length(ttl), _of_unit_length(dp))
+
+
+def _of_unit_length(tokens: Any) -> np.ndarray:
+    lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
+    return np.asarray(tokens / np.maximum(lengths, 1e-6), dtype=np.float32)
 
 
 def _tokens(content: Any, key: str, shape: tuple[int, int], path: str | Path) -> np.ndarray:

@@ -286,7 +286,7 @@ def test_say_joins_all_chunks_with_their_pauses(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--voice", "X9"], "voice 'X9' is not one of"),
+        (["--voice", "X9"], "voice 'X9': must be one of"),
         (["--language", "xx"], "xx"),
         (["--model", "/nowhere"], "/nowhere: no supertonic.safetensors there"),
         (["--out", "/nowhere/speech.wav"], "/nowhere/speech.wav"),

@@ -158,7 +158,15 @@ def utterance(text: str, **changes: object) -> Utterance:
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_gives_others(tiny: Engine) -> None:
-    variants = [{}, {}, {"seed": 1}, {"index": 1}, {"voice": "F1"}, {"steps": 3}]
+    variants = [
+        {},
+        {},
+        {"seed": 1},
+        {"index": 1},
+        {"voice": "F1"},
+        {"voice": "M1+F1"},
+        {"steps": 3},
+    ]
     first, again, *others = [
         tiny.synthesize([utterance("The same sentence.", **changes)])[0].samples
         for changes in variants
@@ -185,7 +193,8 @@ def test_speed_divides_the_duration(tiny: Engine) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"voice": "X9"}, UnknownVoice, "voice 'X9' is not one of M1, M2"),
+        ({"voice": "X9"}, UnknownVoice, "voice 'X9': must be one of M1, M2"),
+        ({"voice": "M1+X9"}, UnknownVoice, "voice 'M1.X9': each of a mixture must be one of M1"),
         ({"language": "xx"}, UnknownLanguage, "xx"),
         ({"text": " \n"}, EmptyText, "nothing"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),

@@ -183,7 +183,16 @@ def test_voices_are_known_in_any_case_and_languages_with_their_region(server: St
     for other in ({"voice": "f3"}, {"voice": "NOVA"}, {"language": "en-US"}, {"language": "EN"}):
         assert server.post("/v1/audio/speech", given | other).content == plain, other
     refused = server.post("/v1/audio/speech", given | {"voice": "af_bella"})
-    assert "M5, or of alloy" in refused.json()["error"]["message"]
+    assert "OpenAI's names are known too: alloy" in refused.json()["error"]["message"]
+
+
+def test_voices_are_mixed_under_either_name(server: Stack) -> None:
+    given = {"input": "Hello.", "seed": 1, "response_format": "pcm"}
+    one, other, mixed, same = (
+        server.post("/v1/audio/speech", given | {"voice": voice}).content
+        for voice in ("M1", "F3", "M1(3)+F3", "verse(3) + Nova")
+    )
+    assert mixed == same and mixed not in (one, other)
 
 
 def test_opus_has_one_of_its_own_rates(server: Stack) -> None:

@@ -63,7 +63,13 @@ def test_it_knows_the_limits_and_voices_of_this_server(document: Any, quick: Sta
     fields = document["components"]["schemas"]["FileBody"]["properties"]
     told = quick.get("/voices").json()
     assert fields["text"]["maxLength"] == told["limits"]["text_chars"] == 2000
-    assert fields["voice"]["enum"] == [voice["id"] for voice in told["voices"]]
+    names, mixture = fields["voice"]["anyOf"]
+    assert names["enum"] == [voice["id"] for voice in told["voices"]]
+    for voice in ("M1+F3", "M1(2)+F3", "M1+M2+M3+M4+M5"):
+        assert re.match(mixture["pattern"], voice), voice
+        assert quick.post("/synthesize", {"text": "Hi.", "voice": voice}).status_code == 200
+    for voice in ("M1", "M1+", "M1+F9", "M1(0)+F3", "M1+M2+M3+M4+M5+F1"):
+        assert not re.match(mixture["pattern"], voice), voice
     assert fields["speed"]["maximum"] == told["limits"]["speed"]["max"]
     assert fields["steps"]["minimum"] == told["limits"]["steps"]["min"]
 

@@ -257,6 +257,25 @@ def test_settings_are_remembered_and_appear_in_the_example_code(page: Page, serv
         assert part in snippet
 
 
+def test_two_voices_are_mixed_and_remembered(page: Page, server: Any) -> None:
+    page.find("#voice-F3").click()
+    assert not page.find("#mix-share").is_displayed()
+    page.set(**{"mix-with": "M2", "mix-share": 30, "text": "A mixture of two."})
+    assert page.find("#mix-share").is_displayed()
+    assert '"voice": "F3(70)+M2(30)"' in page.find("#snippet").text
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'finished'")
+    job = requests.get(f"{server.url}/jobs/{page.speech['jobId']}", timeout=10).json()
+    assert job["voice"] == "F3(70)+M2(30)"
+    page.open(server.url)
+    page.wait("document.getElementById('mix-with').value === 'M2'")
+    assert page.find("#voice-F3").is_selected()
+    assert page.script("return document.getElementById('mix-share').value") == "30"
+    page.find("#reset").click()
+    assert not page.find("#mix-share").is_displayed()
+    assert '"voice": "M1"' in page.find("#snippet").text
+
+
 def test_a_server_with_keys_asks_for_one_and_its_examples_know(
     browser: webdriver.Chrome, stack: Stack
 ) -> None:

@@ -119,7 +119,7 @@ def test_what_the_engine_itself_refuses_fails_one_job_with_the_reason(speaker: S
     assert speaker.speak(batch) == [SPOKEN, FAILED]
     job = speaker.store.job("1")
     assert job is not None and job.error is not None
-    assert job.error.startswith("chunk 0: UnknownVoice: voice 'M9' is not one of ")
+    assert job.error.startswith("chunk 0: UnknownVoice: voice 'M9': must be one of ")
 
 
 def test_the_sound_is_the_same_after_a_failure_in_the_batch(speaker: Speaker) -> None:

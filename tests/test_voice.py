@@ -82,6 +82,14 @@ def test_every_voice_says_them(ear: Ear, engine: Engine) -> None:
     assert max(rates.values()) < LIMIT_OF_VOICES, rates
 
 
+def test_mixtures_say_them_too(ear: Ear, engine: Engine) -> None:
+    rates = {
+        voice: heard(ear, engine, voice=voice).phone_error_rate
+        for voice in ("M1+F1", "M1(3)+F1", "M2+F4", "M1+M2+F1+F2+F3")
+    }
+    assert max(rates.values()) < LIMIT_OF_VOICES, rates
+
+
 def test_words_that_were_never_trained_are_heard(ear: Ear, engine: Engine) -> None:
     rows = TAUGHT["unseen"][:12]
     labels = [row["phones"].split() for row in rows]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from supertonic.errors import VoiceError
-from supertonic.voices import VOICES, load_style, load_styles
+from supertonic.errors import UnknownVoice, VoiceError
+from supertonic.voices import VOICES, load_style, load_styles, mix, shares
 
 TTL, DP = (3, 4), (2, 5)
 
@@ -82,3 +82,63 @@ def test_known_voices_come_first_in_their_usual_order(tmp_path: Path) -> None:
 def test_a_directory_without_voices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VoiceError, match="expected files such as M1.json"):
         load_styles(tmp_path, TTL, DP)
+
+
+@pytest.mark.parametrize(
+    ("voice", "parts"),
+    [
+        ("M1", {"M1": 1}),
+        ("M1+F2", {"M1": 0.5, "F2": 0.5}),
+        (" M1 (3) + F2 ", {"M1": 0.75, "F2": 0.25}),
+        ("M1(0.5)+F2(1.5)", {"M1": 0.25, "F2": 0.75}),
+        ("M1+F2+M1", {"M1": 2 / 3, "F2": 1 / 3}),
+        ("M1(0)+F2", {"F2": 1}),
+        ("M1(7)", {"M1": 1}),
+        ("a+b", {"a+b": 1}),
+        ("a+b(2)", {"a+b(2)": 1}),
+        ("Anna (old)+F2", {"Anna (old)": 0.5, "F2": 0.5}),
+    ],
+)
+def test_a_voice_may_be_a_mixture(voice: str, parts: dict[str, float]) -> None:
+    known = ("M1", "F2", "a+b", "a+b(2)", "Anna (old)")
+    assert shares(voice, known) == pytest.approx(parts)
+
+
+@pytest.mark.parametrize(
+    ("voice", "reason"),
+    [
+        ("", "must be one of M1, F2, or a mixture such as M1.2.+F2"),
+        ("m1", "must be one of M1, F2, or"),
+        ("M1+", "each of a mixture must be one of M1, F2"),
+        ("M1+F9", "each of a mixture must be one of M1, F2"),
+        ("M1(-1)+F2", "each of a mixture"),
+        ("M1(nan)+F2", "each of a mixture"),
+        ("M1(12345)+F2", "each of a mixture"),
+        ("M1(2+F2", "each of a mixture"),
+        ("M1(0)+F2(0)", "one part at least"),
+        ("+".join(["M1"] * 6), "at most 5"),
+        ("+" * 1_000_000, "at most 5"),
+        ("M1(" * 300_000 + ")", "must be one of"),
+    ],
+)
+def test_what_is_neither_a_voice_nor_a_mixture_is_refused(voice: str, reason: str) -> None:
+    with pytest.raises(UnknownVoice, match=reason):
+        shares(voice, ("M1", "F2"))
+
+
+def test_a_mixture_lies_between_its_voices(tmp_path: Path) -> None:
+    (tmp_path / "M1.json").write_text(json.dumps(content()))
+    other = content()
+    other["style_ttl"]["data"] = np.roll(other["style_ttl"]["data"], 1, axis=2).tolist()
+    (tmp_path / "F1.json").write_text(json.dumps(other))
+    styles = load_styles(tmp_path, TTL, DP)
+    near = mix(styles, {"M1": 0.9, "F1": 0.1})
+    assert np.allclose(np.linalg.norm(near.ttl, axis=1), 1) and near.ttl.dtype == np.float32
+
+    def away(name: str) -> float:
+        return float(np.linalg.norm(near.ttl - styles[name].ttl))
+
+    assert 0 < away("M1") < away("F1")
+    assert np.allclose(near.dp, styles["M1"].dp)
+    whole = mix(styles, {"M1": 1.0})
+    assert np.allclose(whole.ttl, styles["M1"].ttl, atol=1e-6)

@@ -1,11 +1,13 @@
 // The page itself: settings, Speak and Stop, what is shown while speech runs. The parts it joins:
-// speech.js (one request and its sound), view.js (chunks, waveform), jobs.js, texts.js, api.js.
+// speech.js (one request and its sound), view.js (chunks, waveform), voices.js, jobs.js, texts.js,
+// api.js.
 
 import { apiKey, Problem, request } from "./api.js";
 import { Jobs } from "./jobs.js";
 import { audioContext, Speech } from "./speech.js";
 import { SAMPLES, SNIPPETS, translateSample } from "./texts.js";
 import { ChunkList, el, saveAs, time, Waveform } from "./view.js";
+import { VoiceChoice } from "./voices.js";
 
 const $ = (id) => document.getElementById(id);
 const SLIDERS = { steps: "", speed: "×", pause_s: " s" }; // name: unit
@@ -19,6 +21,10 @@ const chunkList = new ChunkList($("chunks"), (index) => {
   seek(speech.playback.startOf(index));
 });
 const waveform = new Waveform($("waveform"), seek);
+const voiceChoice = new VoiceChoice({
+  voices: $("voices"), other: $("mix-with"), share: $("mix-share"),
+  shareField: $("mix-share-field"), shareValue: $("mix-share-value"),
+});
 const jobs = new Jobs({
   list: $("jobs"), empty: $("jobs-empty"), status: $("jobs-status"), onProblem: showProblem,
 });
@@ -45,11 +51,9 @@ window.supertonic = {
 
 // ---- Settings
 
-const chosenVoice = () => document.querySelector("input[name=voice]:checked")?.value;
-
 /** The request body the settings stand for. */
 function readSettings() {
-  const body = { text: $("text").value, voice: chosenVoice(), language: $("language").value };
+  const body = { text: $("text").value, voice: voiceChoice.value, language: $("language").value };
   for (const name in SLIDERS) body[name] = Number($(name).value);
   if ($("seed").value !== "") body.seed = Number($("seed").value);
   return body;
@@ -59,12 +63,12 @@ function writeSettings(settings) {
   for (const name of ["text", "language", "seed", ...Object.keys(SLIDERS)]) {
     if (settings[name] !== undefined) $(name).value = settings[name];
   }
-  const voice = $(`voice-${settings.voice}`);
-  if (voice) voice.checked = true;
+  if (settings.voice) voiceChoice.value = settings.voice;
   settingsChanged();
 }
 
 function settingsChanged() {
+  voiceChoice.show();
   const body = readSettings();
   for (const name in SLIDERS) $(`${name}-value`).value = `${body[name]}${SLIDERS[name]}`;
   const length = [...body.text].length;
@@ -91,8 +95,7 @@ async function loadServer() {
   for (const [name, { min, max }] of Object.entries(server.limits)) {
     if ($(name) && min !== undefined) Object.assign($(name), { min, max });
   }
-  const genders = new Set(server.voices.map((voice) => voice.gender));
-  $("voices").replaceChildren(...[...genders].map(voiceGroup));
+  voiceChoice.fill(server.voices);
   const languages = server.languages.map(({ code, name }) => new Option(name, code));
   $("language").replaceChildren(...languages);
   showModel(server.model);
@@ -100,17 +103,6 @@ async function loadServer() {
   settings.text ||= SAMPLES[settings.language]?.Greeting;
   writeSettings(settings);
   showSamples();
-}
-
-function voiceGroup(gender) {
-  const voices = server.voices.filter((voice) => voice.gender === gender);
-  const cards = voices.map(({ id, name }) => {
-    const input = el("input", { type: "radio", name: "voice", value: id, id: `voice-${id}` });
-    return el("label", { className: "voice" }, input, el("span", {}, name));
-  });
-  const title = { male: "Male", female: "Female" }[gender] ?? "Other";
-  return el("div", { className: "voice-group", role: "group", ariaLabel: title },
-    el("span", { className: "quiet", ariaHidden: "true" }, title), ...cards);
 }
 
 function showSamples() {
