@@ -14,6 +14,7 @@ from app.follow import Ended, Gap, Spoken, follow
 from app.job_sound import collected, first_samples, json_with_sound, samples_in
 from app.jobs import Speech
 from app.metrics import json_metrics, prometheus_metrics
+from app.offer import languages_of, voices_of
 from app.schemas import (
     PAUSE_S,
     SPEED,
@@ -26,8 +27,6 @@ from app.schemas import (
     validate,
 )
 from app.stream import failure, sse_response
-from supertonic.text import LANGUAGES
-from supertonic.voices import VOICES
 from tasks.celery import queue_lengths
 from tasks.dead_letters import MAX_LETTERS, letters
 from tasks.messages import Job, Kind, Piece, State
@@ -270,17 +269,6 @@ def _workers_following(body: BatchBody, give_up_at: float) -> list[WorkerRecord]
             detail = f"Stored, but these workers do not follow yet: {', '.join(late)}."
             raise Problem(504, detail)
         time.sleep(0.05)
-
-
-def voices_of(workers: list[WorkerRecord]) -> list[str]:
-    served = {voice for worker in workers for voice in worker.voices}
-    known = [voice for voice in VOICES if voice in served or not served]
-    return known + sorted(served - set(VOICES))
-
-
-def languages_of(workers: list[WorkerRecord]) -> list[str]:
-    served = {code for worker in workers for code in worker.languages}
-    return [code for code in LANGUAGES if code in served or not served]
 
 
 def _model(workers: list[WorkerRecord]) -> dict[str, Any] | None:

@@ -59,17 +59,21 @@ class Care:
             self.gave_up = f"no speech worker was running for {settings.patience_s:g} s"
             store.end(self.job.job_id, State.FAILED, self.gave_up)
             return False
-        is_gone = store.job(self.job.job_id) is None
+        is_gone = not store.exists(self.job.job_id)
         if self.job.kind is Kind.LONG:
             # The files worker looks after long jobs, as long as they are on disk.
             if is_gone and self.speech.files.load(self.job.job_id) is None:
                 self.gave_up = "the job was deleted"
         elif is_gone:
-            logger.warning("job sent again, Redis lost it", extra=facts(job_id=self.job.job_id))
             if store.create(self.job, self.pieces, settings.stream_ttl_s):
+                logger.warning("job sent again, Redis lost it", extra=facts(job_id=self.job.job_id))
                 for index in range(next_index):
                     store.mark_published(self.job.job_id, index, 0)
                 self._send_again(next_index)
+            elif not store.exists(self.job.job_id):
+                # Nobody may make it again: it was not lost, but deleted.
+                self.gave_up = "the job was deleted"
+                return False
             return True
         elif self._is_lost(now):
             self._send_again(next_index)

@@ -10,7 +10,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,9 @@ class HangupWatch:
         finally:
             with self._lock:
                 self._watched.pop(fileno, None)
-                try:
+                # Closed while we were looking away; the kernel has dropped it already.
+                with suppress(OSError):
                     self._poll.unregister(fileno)
-                except OSError:
-                    # Closed while we were looking away; the kernel has dropped it already.
-                    pass
 
     def _run(self) -> None:
         while True:
@@ -69,7 +67,9 @@ class HangupWatch:
                 if _is_hung_up(fileno):
                     callbacks.append(self._watched.pop(fileno))
                 else:
-                    self._poll.modify(fileno, HANGUP | select.EPOLLONESHOT)
+                    # Closed by us at this moment: nobody is to be told any more.
+                    with suppress(OSError):
+                        self._poll.modify(fileno, HANGUP | select.EPOLLONESHOT)
         return callbacks
 
 

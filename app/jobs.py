@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from app.admission import limits, refusal
 from app.bell import Bell
 from app.errors import Problem, no_worker
+from app.offer import sample_rate_of
 from app.schemas import SpeechBody
 from app.submit import check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
@@ -131,6 +132,7 @@ class Speech:
         check(body, workers, self.settings)
         pieces = split(body, self.settings)
         check_length(body, pieces, self.settings)
+        sample_rate = sample_rate_of(workers)
         request = SpeechRequest(
             text=body.text,
             voice=body.voice,
@@ -148,8 +150,8 @@ class Speech:
             count=len(pieces),
             done=0,
             samples=0,
-            pause_samples=sum(round(p.pause_s * workers[0].sample_rate) for p in pieces),
-            sample_rate=workers[0].sample_rate,
+            pause_samples=sum(round(p.pause_s * sample_rate) for p in pieces),
+            sample_rate=sample_rate,
             created_at=time.time(),
             started_at=None,
             finished_at=None,

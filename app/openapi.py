@@ -14,8 +14,9 @@ from pydantic.json_schema import models_json_schema
 
 from app.access import PUBLIC, keyring
 from app.answers import EVENTS, ErrorEnvelope, Problem
-from app.api import languages_of, service_version, speech, voices_of
+from app.api import service_version, speech
 from app.errors import ENVELOPED_AS_400, TITLES
+from app.offer import languages_of, voices_of
 from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
 from app.schemas import ALLOWED, Body

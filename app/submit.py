@@ -5,6 +5,7 @@ and what the speaker should be warned of. Nothing here touches Redis.
 from collections.abc import Sequence
 
 from app.errors import field_problem
+from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE
 from supertonic.errors import EmptyText, UnknownVoice
@@ -34,13 +35,11 @@ def check_text(body: SpeechBody, settings: Settings) -> None:
 def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings) -> None:
     """Raises Problem: 422 for a text, voice or language that these workers cannot speak."""
     check_text(body, settings)
-    # Any worker may get any chunk, so only what all of them can do is offered.
-    voices = sorted(set.intersection(*(set(worker.voices) for worker in workers)))
     try:
-        shares(body.voice, voices)
+        shares(body.voice, voices_of(workers))
     except UnknownVoice as error:
         raise field_problem("voice", body.voice, str(error)) from None
-    languages = sorted(set.intersection(*(set(worker.languages) for worker in workers)))
+    languages = languages_of(workers)
     if body.language not in languages:
         raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")
 

@@ -63,6 +63,8 @@ def shares(voice: str, known: Collection[str]) -> dict[str, float]:
     """
     if voice in known:
         return {voice: 1.0}
+    if not known:
+        raise UnknownVoice("there is no voice that all workers have")
     parts = voice.split("+", MOST_MIXED)
     if len(parts) > MOST_MIXED:
         raise UnknownVoice(f"at most {MOST_MIXED} voices can be mixed")

@@ -80,6 +80,19 @@ class ChunkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """What is known of a chunk that is about to be spoken: the job's ``state``, None if unknown and
+    running while any job waits for the same content; which ``attempt`` it is; and the job's samples
+    per second, ``other_rate``, if they are not those of this worker.
+    """
+
+    state: State | None
+    is_published: bool
+    attempt: int
+    other_rate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``; ``slice``, a
     chunk of which ``n_samples`` can be had already; and, of a long job, ``paused`` and ``resumed``.
@@ -352,26 +365,27 @@ class EventStore:
                 pipe.hmget(job_key(job_id), _RECORD)
             return [_job(job_id, row) for job_id, row in zip(job_ids, pipe.execute(), strict=True)]
 
+    def exists(self, job_id: str) -> bool:
+        return bool(self.redis.exists(job_key(job_id)))
+
     def pieces(self, job_id: str) -> list[Piece]:
         stored = self.redis.hget(job_key(job_id), "pieces")
         return pieces_from_json(_text(stored)) if stored else []
 
     def begin(
-        self, chunks: Sequence[Chunk], token: str, is_alone: bool = False
-    ) -> list[tuple[State | None, bool, int]]:
+        self, chunks: Sequence[Chunk], token: str, sample_rate: int, is_alone: bool = False
+    ) -> list[Begun]:
         """Ask for chunks just before they are spoken, and count the attempt.
 
-        ``token`` names the attempt: asking twice with the same counts once. For each chunk: the
-        job's state (None if unknown; running while any job waits for the same content), whether
-        the chunk is published already, and which attempt this is. Only first attempts are counted,
-        unless ``is_alone``: a chunk begun before has to be asked for by itself, while nothing else
-        is spoken here.
+        ``token`` names the attempt: asking twice with the same counts once. Only first attempts are
+        counted, unless ``is_alone``: a chunk begun before has to be asked for by itself, while
+        nothing else is spoken here.
         """
         company = "alone" if is_alone else "together"
-        answers = self._begin(args=[token, company, *_named(chunks)])
+        answers = self._begin(args=[token, company, sample_rate, *_named(chunks)])
         return [
-            (State(_text(state)) if state else None, bool(is_published), attempt)
-            for state, is_published, attempt in answers
+            Begun(State(_text(state)) if state else None, bool(is_published), *numbers)
+            for state, is_published, *numbers in answers
         ]
 
     def unbegin(self, chunks: Sequence[Chunk], token: str) -> None:

@@ -165,6 +165,9 @@ class JobAdvancer:
             brought.append(index)
         recorder.commit()
         self.store.drop_audio(job.job_id, brought)
+        if brought and job.error:
+            # What kept it does not any more.
+            self.long_jobs.note(job.job_id, "")
 
     def _refill(self, job: Job, pieces: list[Piece], collected: set[int]) -> None:
         """Keep a window of chunks in the queue; send again what seems lost."""

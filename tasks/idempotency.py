@@ -62,9 +62,7 @@ class IdempotencyKeys:
         path = self.root / hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
         self.root.mkdir(parents=True, exist_ok=True)
         with _locked(path) as file:
-            text = file.read().decode()
-            known = json.loads(text) if text else {"job_id": "", "fingerprint": ""}
-            yield Claim(known["job_id"], known["fingerprint"], file)
+            yield Claim(*_known(file.read()), file)
 
     def delete_old(self, ttl_s: float) -> None:
         """Remove keys that were last written so long ago that their jobs have expired."""
@@ -74,6 +72,17 @@ class IdempotencyKeys:
                 if path.stat().st_mtime <= time.time() - ttl_s:
                     with _locked(path):
                         path.unlink(missing_ok=True)
+
+
+def _known(data: bytes) -> tuple[str, str]:
+    """Job and fingerprint. What was half written when the machine stopped is as good as nothing:
+    its job is made after it.
+    """
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return "", ""
+    return record["job_id"], record["fingerprint"]
 
 
 @contextmanager

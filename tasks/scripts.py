@@ -251,21 +251,26 @@ return answer
 )
 
 # Chunks are about to be spoken: are they wanted, how often were they begun? ARGV: token, 'alone' or
-# 'together', then job, index and content of each. Attempts count once per token, so that repeating
-# the call counts nothing, and without bringing a forgotten job back as a fragment. In company only
-# a first attempt is counted: a later one is made alone, and counted then. Returns for each the
-# state of the job ('running' while anybody waits for the content), whether the chunk is published,
-# and the number of the attempt.
+# 'together', samples per second, then job, index and content of each. Attempts count once per
+# token, so that repeating the call counts nothing, and without bringing a forgotten job back as a
+# fragment. In company only a first attempt is counted: a later one is made alone, and counted then.
+# Returns for each the state of the job ('running' while anybody waits for the content), whether the
+# chunk is published, the number of the attempt, and the job's samples per second if these are
+# others.
 BEGIN = (
     _LIBRARY
     + """
-local time, token, company = redis.call('TIME'), ARGV[1], ARGV[2]
+local time, token, company, rate = redis.call('TIME'), ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = string.format('%d.%06d', time[1], time[2])
 
 local function begin(job_id, index, content)
   local job = P .. 'job:' .. job_id
-  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index)
+  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index, 'sample_rate')
   local state, published = known[1], known[2] and 1 or 0
+  local is_wanted = state == 'queued' or state == 'running'
+  -- In a sound of that rate, what is made at this one would be heard too slow or too fast.
+  local job_rate = tonumber(known[3] or rate)
+  if is_wanted and job_rate ~= rate then return {state, published, 0, job_rate} end
   local counted, count, by = job, 'attempt:' .. index, 'attempt_by:' .. index
   if content ~= '' then
     counted = P .. 'flight:' .. content
@@ -280,12 +285,12 @@ local function begin(job_id, index, content)
       redis.call('DEL', counted)
       return {state, published, 0}
     end
-    state, published = 'running', 0
+    state, published, is_wanted = 'running', 0, true
   end
   -- It has left the queue, and is sent again when the job goes on.
   if state == 'paused' then redis.call('ZREM', P .. 'sent:' .. job_id, index) end
   -- What is not going to be spoken, because its job is paused or over, is no attempt.
-  if state ~= 'queued' and state ~= 'running' then return {state, published, 0} end
+  if not is_wanted then return {state, published, 0} end
   local before = redis.call('HMGET', counted, count, by)
   local attempt = tonumber(before[1] or 0)
   if before[2] == token then return {state, published, attempt} end
@@ -296,7 +301,7 @@ local function begin(job_id, index, content)
 end
 
 local found = {}
-for i = 3, #ARGV, 3 do table.insert(found, begin(ARGV[i], ARGV[i + 1], ARGV[i + 2])) end
+for i = 4, #ARGV, 3 do table.insert(found, begin(ARGV[i], ARGV[i + 1], ARGV[i + 2])) end
 return found
 """
 )

@@ -84,7 +84,7 @@ class Settings:
     cache_mb: int = _setting(
         64, "megabytes of finished chunks kept for equal requests; 0: nothing is shared", 0
     )
-    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1, 40_000)
+    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1, 24_000)
     max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
     # Not in repr: these must not end up in a log.
     api_keys: str = _setting("", "comma-separated keys; when set, requests need one", secret=True)

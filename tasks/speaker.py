@@ -25,6 +25,7 @@ from tasks.company import Company
 from tasks.dead_letters import bury
 from tasks.events import ChunkResult, EventStore
 from tasks.logs import facts
+from tasks.longjobs import LongJobs
 from tasks.messages import Chunk, Kind, State
 from tasks.pace import Pace, work
 from tasks.settings import Settings
@@ -90,6 +91,7 @@ class Speaker:
         self.engine = engine
         self.store = store
         self.settings = settings
+        self._long_jobs = LongJobs(store)
         self.tally = Tally()
         self.pace = Pace()
         self.throughput = Throughput()
@@ -151,21 +153,25 @@ class Speaker:
         those never begun before, and the others.
         """
         chunks = [batch[row].chunk for row in rows]
-        answers = self._with_patience(lambda: self.store.begin(chunks, token, is_alone))
+        rate = self.engine.sample_rate
+        answers = self._with_patience(lambda: self.store.begin(chunks, token, rate, is_alone))
         together, suspects = [], []
         contents: set[str] = set()
-        for row, (state, is_published, attempt) in zip(rows, answers, strict=True):
-            if state is None or not state.is_spoken or is_published:
+        for row, begun in zip(rows, answers, strict=True):
+            state, chunk, attempt = begun.state, batch[row].chunk, begun.attempt
+            if state is None or not state.is_spoken or begun.is_published:
                 if state in (State.CANCELLED, State.FAILED):
                     outcomes[row] = Outcome.CANCELLED
                 continue
-            content = batch[row].chunk.content
+            if begun.other_rate:
+                outcomes[row] = self._leave(chunk, begun.other_rate)
+                continue
+            content = chunk.content
             if content and content in contents:
                 # Two messages about the same sound: publishing the first one serves both.
                 continue
             contents.add(content)
             if attempt > MAX_ATTEMPTS:
-                chunk = batch[row].chunk
                 reason = f"chunk {chunk.index} took {MAX_ATTEMPTS} workers down"
                 bury(self.store.redis, chunk.urgency.value, reason, json.dumps(chunk.to_json()))
                 self._fail(chunk, reason)
@@ -175,6 +181,19 @@ class Speaker:
             else:
                 together.append(row)
         return together, suspects
+
+    def _leave(self, chunk: Chunk, rate: int) -> Outcome:
+        """A job that was begun by a model of another rate. A listener is told, a long job waits: it
+        is sent again, and that model's worker may come back.
+        """
+        own = self.engine.sample_rate
+        reason = f"it was begun at {rate} samples per second, and the model here speaks at {own}"
+        if chunk.kind is Kind.LONG:
+            note = f"The job waits for a worker with its model: {reason}."
+            self._with_patience(lambda: self._long_jobs.note(chunk.job_id, note))
+            return Outcome.SKIPPED
+        self._fail(chunk, reason)
+        return Outcome.FAILED
 
     def _speak_rows(
         self,

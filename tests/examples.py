@@ -6,6 +6,7 @@ from typing import Any
 from tasks.batching import Waiting
 from tasks.messages import Chunk, Job, Kind, Piece, SpeechRequest, State, Urgency
 
+RATE = 22_050
 REQUEST = SpeechRequest("Hello there.", "M1", "en", steps=1, speed=1.0, seed=0, pause_s=0.3)
 
 
@@ -44,7 +45,7 @@ def a_job(job_id: str = "job", count: int = 1, kind: Kind = Kind.STREAM) -> Job:
         done=0,
         samples=0,
         pause_samples=0,
-        sample_rate=22_050,
+        sample_rate=RATE,
         created_at=time.time(),
         started_at=None,
         finished_at=None,

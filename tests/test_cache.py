@@ -9,9 +9,9 @@ import pytest
 
 from tasks.cache import content_key
 from tasks.demand import Admission
-from tasks.events import KEPT_FACTS, ChunkResult, EventStore
+from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore
 from tasks.messages import Chunk, Job, Kind, State, Urgency
-from tests.examples import a_chunk, a_job, some_pieces
+from tests.examples import RATE, a_chunk, a_job, some_pieces
 from tests.stack import wait_for
 from tests.test_events import all_at_once
 
@@ -55,7 +55,7 @@ def publish(
 
 def begin(store: EventStore, job_id: str, content: str = "A", index: int = 0, token: str = ""):
     chunk = a_chunk(job_id, index, content=content)
-    return store.begin([chunk], token or secrets.token_hex(8), is_alone=True)[0]
+    return store.begin([chunk], token or secrets.token_hex(8), RATE, is_alone=True)[0]
 
 
 def messages(store: EventStore) -> list[str]:
@@ -303,8 +303,8 @@ def test_when_the_first_is_cancelled_its_computation_goes_on_for_the_others(
     ask(store, "second", "A")
     store.end("first", State.CANCELLED)
     assert account(store) == {"first": 2000, "listener:second": 2000}, "the work is an other's now"
-    assert begin(store, "first", "A")[0] is State.RUNNING
-    assert begin(store, "first", "B", 1)[0] is State.CANCELLED, "nobody else wants this one"
+    assert begin(store, "first", "A").state is State.RUNNING
+    assert begin(store, "first", "B", 1).state is State.CANCELLED, "nobody else wants this one"
     publish(store, "first", 0, "A")
     assert heard(store, "second") == SPOKEN
     assert heard(store, "first") == [("cancelled", -1)]
@@ -316,7 +316,7 @@ def test_when_the_first_is_forgotten_its_computation_goes_on_too(store: EventSto
     ask(store, "second")
     store.end("first", State.CANCELLED)
     store.forget_job("first")
-    assert begin(store, "first") == (State.RUNNING, False, 1)
+    assert begin(store, "first") == Begun(State.RUNNING, False, 1)
     publish(store, "first")
     assert heard(store, "second") == SPOKEN
 
@@ -328,7 +328,7 @@ def test_when_all_are_cancelled_the_message_is_skipped_and_the_next_asks_anew(
         ask(store, job_id)
     for job_id in ("first", "second"):
         store.end(job_id, State.CANCELLED)
-    assert begin(store, "first")[0] is State.CANCELLED
+    assert begin(store, "first").state is State.CANCELLED
     assert ask(store, "third").to_send == (0,)
 
 
@@ -339,10 +339,10 @@ def test_who_comes_between_the_cancel_and_the_batch_is_not_left_waiting(
     ask(store, "first")
     store.end("first", State.CANCELLED)
     assert ask(store, "second").to_send == (0,)
-    assert begin(store, "first")[0] is State.RUNNING
+    assert begin(store, "first").state is State.RUNNING
     publish(store, "first")
     assert heard(store, "second") == SPOKEN
-    assert begin(store, "second") == (State.DONE, True, 0)
+    assert begin(store, "second") == Begun(State.DONE, True, 0)
 
 
 def test_who_comes_while_it_is_being_spoken_is_served_by_it(store: EventStore) -> None:
@@ -364,7 +364,7 @@ def test_joining_and_cancelling_at_the_same_moment_loses_nobody(store: EventStor
             lambda new=new, content=content: ask(store, new, content),
             lambda old=old, content=content: begin(store, old, content),
         )
-        if wanted[0] is State.RUNNING:
+        if wanted.state is State.RUNNING:
             publish(store, old, 0, content)
         elif asked.to_send:
             publish(store, new, 0, content)
@@ -381,17 +381,19 @@ def test_a_chunk_that_cannot_be_spoken_fails_all_that_wait_for_it(store: EventSt
         assert job is not None and (job.state, job.error) == (State.FAILED, "chunk 0: poisoned")
         assert [event.error for event in store.events(job_id)] == ["chunk 0: poisoned"]
     assert state(store, "third") is State.QUEUED
-    assert begin(store, "first", "B", 1)[0] is State.RUNNING, "the third waits for this one"
+    assert begin(store, "first", "B", 1).state is State.RUNNING, "the third waits for this one"
     assert ask(store, "fourth", "A").to_send == (0,), "a failure is not kept"
 
 
 def test_a_workers_death_is_counted_for_all_and_its_message_serves_all(store: EventStore) -> None:
     ask(store, "first")
     ask(store, "second")
-    assert begin(store, "first")[2] == 1
+    assert begin(store, "first").attempt == 1
     store.end("first", State.CANCELLED)
     store.forget_job("first")
-    assert [begin(store, "first")[2] for _ in range(3)] == [2, 3, 4], "even without its own job"
+    assert [begin(store, "first").attempt for _ in range(3)] == [2, 3, 4], (
+        "even without its own job"
+    )
     publish(store, "first")
     assert heard(store, "second") == SPOKEN
 
@@ -403,7 +405,7 @@ def test_who_needs_it_earlier_asks_again_and_the_later_message_is_skipped(
     assert ask(store, "urgent", "Y", "A", due=1.0).to_send == (0, 1)
     publish(store, "urgent", 1, "A")
     assert heard(store, "patient") == [("audio", 1)]
-    assert begin(store, "patient", "A", 1) == (State.RUNNING, True, 0)
+    assert begin(store, "patient", "A", 1) == Begun(State.RUNNING, True, 0)
     assert ("first" in account(store), account(store).get("later")) == (True, None)
 
 
@@ -416,10 +418,10 @@ def test_a_message_sent_again_serves_all_that_wait(store: EventStore) -> None:
     """A listener that heard nothing for long sends its chunk again, whoever asked for it first."""
     ask(store, "first")
     ask(store, "second")
-    assert begin(store, "second") == (State.RUNNING, False, 1)
+    assert begin(store, "second") == Begun(State.RUNNING, False, 1)
     publish(store, "second")
     assert heard(store, "first") == heard(store, "second") == SPOKEN
-    assert begin(store, "first") == (State.DONE, True, 0)
+    assert begin(store, "first") == Begun(State.DONE, True, 0)
 
 
 def test_after_a_loss_of_the_flight_both_messages_find_each_other(store: EventStore) -> None:
@@ -427,7 +429,7 @@ def test_after_a_loss_of_the_flight_both_messages_find_each_other(store: EventSt
     ask(store, "second")
     store.redis.delete("supertonic:flight:A")
     both = [a_chunk(job_id, content="A") for job_id in ("first", "second")]
-    assert store.begin(both, "token") == [(State.RUNNING, False, 1)] * 2
+    assert store.begin(both, "token", RATE) == [Begun(State.RUNNING, False, 1)] * 2
     publish(store, "first")
     assert heard(store, "first") == heard(store, "second") == SPOKEN
 
@@ -445,7 +447,7 @@ def test_who_comes_after_a_message_was_skipped_for_an_expired_job_asks_anew(
 ) -> None:
     ask(store, "first")
     store.redis.delete("supertonic:job:first", "supertonic:work:first")
-    assert begin(store, "first") == (None, False, 0)
+    assert begin(store, "first") == Begun(None, False, 0)
     assert ask(store, "second").to_send == (0,)
 
 
@@ -454,5 +456,5 @@ def test_an_expired_job_is_nobody_who_waits(store: EventStore) -> None:
     ask(store, "second")
     store.redis.delete("supertonic:job:second")
     store.end("first", State.CANCELLED)
-    assert begin(store, "first")[0] is State.CANCELLED
+    assert begin(store, "first").state is State.CANCELLED
     assert not store.redis.exists("supertonic:flight:A")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import redis
 
-from tasks.events import EventStore
+from tasks.events import ChunkResult, EventStore
 from tasks.files import JobAdvancer
 from tasks.jobfiles import JobFiles
 from tasks.messages import Kind
@@ -45,3 +45,25 @@ def test_only_the_claim_channel_is_trusted_to_keep_what_waits(client: "redis.Red
     client.delete("low")
     client.hset("unacked", "tag", "a chunk in a worker")
     assert [silence_s(store, each, 3600) for each in (own, stock)] == [3600, 200]
+
+
+def test_what_kept_a_job_is_told_as_long_as_it_keeps_it(
+    client: "redis.Redis", tmp_path: Path
+) -> None:
+    client.flushall()
+    job, files = a_job("0" * 24, 2, Kind.LONG), JobFiles(tmp_path)
+    files.save(job, some_pieces(2))
+    advancer = JobAdvancer(client, files)
+    advancer.advance(job.job_id)
+    advancer.long_jobs.note(job.job_id, "no room")
+
+    def error() -> str | None:
+        kept = advancer.store.job(job.job_id)
+        assert kept is not None
+        return kept.error
+
+    advancer.advance(job.job_id)
+    assert error() == "no room"
+    advancer.store.publish([ChunkResult(job.job_id, 0, bytes(2000), {}, 100)])
+    advancer.advance(job.job_id)
+    assert error() is None

@@ -19,6 +19,7 @@ from tasks.settings import Settings
 from tasks.workers import WorkerRecords
 from tests.examples import a_job, some_pieces
 from tests.stack import wait_for
+from tests.test_workers import RECORD
 
 
 class Shaky(EventStore):
@@ -139,3 +140,24 @@ def _types(line: Line) -> list[str]:
     except Empty:
         pass
     return types
+
+
+def test_a_stream_that_somebody_deleted_is_not_made_again(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 2), some_pieces(2)
+    store.create(job, pieces, 60)
+    speech = a_speech(store, bell, tmp_path)
+    WorkerRecords(client).announce(RECORD)
+    following = follow(speech, job, pieces)
+    assert isinstance(next(following), Quiet)
+    store.forget_job("job")
+    (ending,) = [item for item in following if not isinstance(item, Quiet)]
+    assert ending == Ended(State.FAILED, "the job was deleted")
+    assert store.job("job") is None
+    client.delete("supertonic:gone:job")
+    # Lost, and not deleted: it is made again.
+    following = follow(speech, job, pieces)
+    assert isinstance(next(following), Quiet)
+    wait_for(lambda: isinstance(next(following), Quiet) and store.job("job"), 5)

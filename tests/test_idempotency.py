@@ -36,6 +36,20 @@ def test_a_key_is_held_by_one_and_remembered(tmp_path: Path) -> None:
         assert claim.job_id == ""
 
 
+@pytest.mark.parametrize("left", [b"", b'{"job_id": "a jo', b"\0\0\0\0"])
+def test_a_key_that_was_half_written_is_a_new_one(tmp_path: Path, left: bytes) -> None:
+    keys = IdempotencyKeys(tmp_path)
+    with keys.claim("owner", "key") as claim:
+        claim.remember("a job", "print")
+    (path,) = keys.root.iterdir()
+    path.write_bytes(left)
+    with keys.claim("owner", "key") as claim:
+        assert claim.job_id == ""
+        claim.remember("its job", "print")
+    with keys.claim("owner", "key") as claim:
+        assert claim.job_id == "its job"
+
+
 def test_old_keys_are_removed_but_not_one_that_is_held(tmp_path: Path) -> None:
     keys = IdempotencyKeys(tmp_path)
     for name in ("held", "free"):

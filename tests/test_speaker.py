@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import redis
@@ -19,7 +20,7 @@ from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import Kind, State
 from tasks.settings import Settings
 from tasks.speaker import MAX_ATTEMPTS, EngineBroken, Outcome, Speaker
-from tests.examples import a_chunk, a_job, some_pieces, waiting_chunk
+from tests.examples import RATE, a_chunk, a_job, some_pieces, waiting_chunk
 
 SPOKEN, SKIPPED, FAILED = Outcome.SPOKEN, Outcome.SKIPPED, Outcome.FAILED
 CANCELLED = Outcome.CANCELLED
@@ -122,6 +123,26 @@ def test_what_the_engine_itself_refuses_fails_one_job_with_the_reason(speaker: S
     assert job.error.startswith("chunk 0: UnknownVoice: voice 'M9': must be one of ")
 
 
+def test_nothing_is_spoken_into_a_sound_of_another_rate(speaker: Speaker) -> None:
+    """Half of a book at the wrong speed: its worker was replaced by one with another model."""
+    store, other = speaker.store, 2 * RATE
+    for job_id, kind in (("stream", Kind.STREAM), ("book", Kind.LONG)):
+        store.create(replace(a_job(job_id, kind=kind), sample_rate=other), some_pieces(1), 100)
+    wrong = [waiting_chunk("stream"), waiting_chunk("book", kind=Kind.LONG)]
+    batch = [*batch_of(speaker, "Fine."), *wrong]
+    for _ in range(MAX_ATTEMPTS + 2):  # it is no attempt
+        assert speaker.speak(batch)[2] is SKIPPED
+    assert speaker.tally.chunks == 1 and states(speaker, 1) == [State.DONE]
+    stream, book = store.job("stream"), store.job("book")
+    assert stream is not None and book is not None
+    assert (stream.state, book.state) == (State.FAILED, State.QUEUED)
+    reason = "it was begun at 44100 samples per second, and the model here speaks at 22050"
+    assert stream.error == reason
+    assert book.error == f"The job waits for a worker with its model: {reason}."
+    speaker.engine.sample_rate = other
+    assert speaker.speak(wrong) == [CANCELLED, SPOKEN]
+
+
 def test_the_sound_is_the_same_after_a_failure_in_the_batch(speaker: Speaker) -> None:
     """Halving changes who is in the batch, which must not change a sample's worth."""
     speaker.speak(batch_of(speaker, "A text to compare.", "poison", "Another text."))
@@ -166,7 +187,7 @@ def test_the_same_chunk_twice_in_a_batch_is_published_once(speaker: Speaker) -> 
 def test_a_chunk_begun_before_runs_alone_and_after_the_others(speaker: Speaker) -> None:
     """It may be what killed the worker that had it, so it endangers nobody else."""
     batch = batch_of(speaker, "Suspect.", "Innocent.", "Innocent too.")
-    speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex)
+    speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, RATE)
     assert speaker.speak(batch) == [SPOKEN] * 3
     assert batches(speaker) == [["Innocent.", "Innocent too."], ["Suspect."]]
 
@@ -186,7 +207,7 @@ def test_nothing_else_is_spoken_while_a_suspect_is(engine: Engine, client: "redi
 
     speaker = Speaker(Slow(engine), EventStore(client), SETTINGS)
     before, suspect, beside, behind = batch_of(speaker, "Before.", "Suspect.", "Beside.", "Behind.")
-    speaker.store.begin([suspect.chunk], uuid.uuid4().hex)
+    speaker.store.begin([suspect.chunk], uuid.uuid4().hex, RATE)
     with ThreadPoolExecutor() as threads:
         for item in (before, beside, suspect, behind):
             threads.submit(speaker.speak, [item], 1)
@@ -200,7 +221,7 @@ def test_nothing_else_is_spoken_while_a_suspect_is(engine: Engine, client: "redi
 def test_a_chunk_that_took_four_workers_down_fails_its_job(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Deadly.", "Harmless.")
     for _ in range(MAX_ATTEMPTS):
-        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, is_alone=True)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, RATE, is_alone=True)
     assert speaker.speak(batch) == [FAILED, SPOKEN]
     assert batches(speaker) == [["Harmless."]]
     job = speaker.store.job("0")
@@ -211,7 +232,7 @@ def test_a_chunk_that_took_four_workers_down_fails_its_job(speaker: Speaker) -> 
 def test_a_fourth_attempt_is_still_made(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Unlucky.")
     for _ in range(MAX_ATTEMPTS - 1):
-        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, is_alone=True)
+        speaker.store.begin([a_chunk("0", 0)], uuid.uuid4().hex, RATE, is_alone=True)
     assert speaker.speak(batch) == [SPOKEN]
 
 
@@ -227,7 +248,7 @@ def test_what_a_full_redis_refused_has_taken_no_worker_down(
 
     batch = batch_of(speaker, "One.", "Two.", "Suspect.", "Shared.")
     shared = waiting_chunk("3", text="Shared.", content="C")
-    speaker.store.begin([batch[2].chunk], "of a worker that died")
+    speaker.store.begin([batch[2].chunk], "of a worker that died", RATE)
     speaker.engine = Refused(engine)
     for refused in ([*batch[:3], shared], [batch[2]]) * (MAX_ATTEMPTS + 1):
         try:
@@ -246,7 +267,7 @@ def test_what_a_full_redis_refused_has_taken_no_worker_down(
 def test_outcomes_come_in_the_order_of_the_batch(speaker: Speaker) -> None:
     batch = batch_of(speaker, "Cancelled.", "poison", "Suspect.", "Fine.", "poison too")
     speaker.store.end("0", State.CANCELLED)
-    speaker.store.begin([a_chunk("2", 0)], uuid.uuid4().hex)
+    speaker.store.begin([a_chunk("2", 0)], uuid.uuid4().hex, RATE)
     assert speaker.speak(batch) == [CANCELLED, FAILED, SPOKEN, SPOKEN, FAILED]
 
 

@@ -1,6 +1,8 @@
 """Records of workers, also of other versions than the one that reads them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import redis
@@ -66,3 +68,45 @@ def test_beside_a_worker_of_another_version_the_web_serves(server: Stack) -> Non
         assert server.post("/synthesize", {"text": "Hello."}).status_code == 200
     finally:
         WorkerRecords(server.redis).leave("newer")
+
+
+@contextmanager
+def beside(server: Stack, **other: object) -> Iterator[None]:
+    """Another worker, as far as the web can tell: both of its processes know of it."""
+    (ours,) = WorkerRecords(server.redis).living()
+    announce(server.redis, asdict(ours) | {"name": "other"} | other)
+
+    def is_seen() -> bool:
+        answers = [server.get("/").json()["workers"] for _ in range(20)]
+        return all("other" in [worker["name"] for worker in workers] for workers in answers)
+
+    try:
+        wait_for(is_seen, 10, "both are seen")
+        yield
+    finally:
+        WorkerRecords(server.redis).leave("other")
+        wait_for(lambda: not is_seen(), 10)
+
+
+def test_only_what_all_workers_speak_is_offered(server: Stack) -> None:
+    with beside(server, voices=["M1", "F3", "Anna"], languages=["en", "ko"]):
+        offered = server.get("/voices").json()
+        voices = [voice["id"] for voice in offered["voices"]]
+        assert voices == ["M1", "F3"]
+        assert [language["code"] for language in offered["languages"]] == ["en"]
+        for voice in voices:
+            asked = {"text": "Hello.", "voice": voice}
+            assert server.post("/synthesize", asked).status_code == 200
+        refused = server.post("/synthesize", {"text": "Hello.", "voice": "F1"})
+        assert refused.status_code == 422
+        assert "must be one of M1, F3, or a mixture" in refused.json()["detail"]
+
+
+def test_workers_of_different_rates_are_told_apart_before_anybody_hears_them(
+    server: Stack,
+) -> None:
+    with beside(server, model="big", sample_rate=44_100):
+        refused = server.post("/synthesize", {"text": "Hello."})
+        assert refused.status_code == 503 and refused.headers["Retry-After"] == "5"
+        assert "other (big) at 44100" in refused.json()["detail"]
+    wait_for(lambda: server.post("/synthesize", {"text": "Hello."}).status_code == 200, 10)
