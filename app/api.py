@@ -73,8 +73,9 @@ def synthesize() -> Response:
 @api.post("/synthesize/stream")
 def synthesize_stream() -> Response:
     body = validate(StreamBody, read_json(request))
-    job, pieces = speech().submit(body, Kind.STREAM, owner_of(request), body.slices)
-    return sse_response(speech(), job, pieces, slices=body.slices, may_return=body.resumable)
+    owner, resumable = owner_of(request), body.resumable
+    job, pieces = speech().submit(body, Kind.STREAM, owner, body.slices, resumable=resumable)
+    return sse_response(speech(), job, pieces, slices=body.slices, may_return=resumable)
 
 
 def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:

@@ -114,11 +114,13 @@ class Speech:
         owner: str = "",
         slices: bool = False,
         *,
+        resumable: bool = False,
         job_id: str = "",
     ) -> tuple[Job, list[Piece]]:
         """Accept a request: store its job and queue its chunks.
 
         ``slices``: its listener takes the first chunk in slices, if that brings them sooner.
+        ``resumable``: it goes on when its listener leaves, as long jobs do.
         ``job_id``: the id to give it, if one is known already.
 
         Raises:
@@ -159,6 +161,7 @@ class Speech:
             warnings=warnings(body.text, body.language),
             owner=owner,
             slices=slices,
+            resumable=kind is Kind.LONG or resumable,
             fingerprint=self._shared_fingerprint(body, kind, workers),
         )
         self._start(job, pieces, limits(self.settings, workers))

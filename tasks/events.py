@@ -497,6 +497,7 @@ def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
         "warnings": orjson.dumps(job.warnings),
         "owner": job.owner,
         "fingerprint": job.fingerprint,
+        "resumable": int(job.resumable),
         "pieces": pieces_to_json(list(pieces)),
     }
 

@@ -181,6 +181,7 @@ class Job:
     warnings: tuple[str, ...]
     owner: str
     slices: bool = False  # its listener takes chunks in slices; not stored
+    resumable: bool = True  # it goes on when its listener leaves; not read back
     fingerprint: str = ""  # of the model, where chunks may be shared with other jobs
 
     @property

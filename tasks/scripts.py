@@ -260,14 +260,33 @@ return answer
 BEGIN = (
     _LIBRARY
     + """
+local LEFT_S = 10
 local time, token, company, rate = redis.call('TIME'), ARGV[1], ARGV[2], tonumber(ARGV[3])
 local now = string.format('%d.%06d', time[1], time[2])
 
+-- Whether nobody has followed a job that is only for its listener, for longer than a connection
+-- takes to be made anew: the process that had him died, and could not cancel it.
+local function is_left(job, bells, alone_since)
+  for bell in string.gmatch(bells, '%S+') do
+    if redis.call('PUBSUB', 'NUMSUB', bell)[2] > 0 then
+      if alone_since then redis.call('HDEL', job, 'alone_since') end
+      return false
+    end
+  end
+  if not alone_since then redis.call('HSET', job, 'alone_since', now) end
+  return alone_since and now - alone_since > LEFT_S
+end
+
 local function begin(job_id, index, content)
   local job = P .. 'job:' .. job_id
-  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index, 'sample_rate')
+  local known = redis.call('HMGET', job, 'state', 'chunk:' .. index, 'sample_rate', 'resumable',
+                           'bells', 'alone_since')
   local state, published = known[1], known[2] and 1 or 0
   local is_wanted = state == 'queued' or state == 'running'
+  if is_wanted and known[4] == '0' and is_left(job, known[5] or '', known[6]) then
+    finish(job_id, 'cancelled', '', now)
+    state, is_wanted = 'cancelled', false
+  end
   -- In a sound of that rate, what is made at this one would be heard too slow or too fast.
   local job_rate = tonumber(known[3] or rate)
   if is_wanted and job_rate ~= rate then return {state, published, 0, job_rate} end

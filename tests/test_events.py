@@ -13,7 +13,7 @@ from tasks.events import TOGETHER_BYTES, Begun, ChunkResult, EventStore, connect
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
 from tests.examples import RATE, a_chunk, a_job, some_pieces
-from tests.stack import Stack, full
+from tests.stack import Stack, full, wait_for
 
 TTL_S = 600
 # Facts about the whole service, not about one job.
@@ -247,6 +247,38 @@ def test_beginning_counts_attempts_and_tells_what_is_known(store: EventStore) ->
     assert store.begin([a_chunk("job", 1)], "e", RATE) == [Begun(State.CANCELLED, False, 0)], (
         "it is not spoken"
     )
+
+
+def test_a_listener_who_died_with_his_process_is_missed_after_a_while(
+    client: "redis.Redis",
+) -> None:
+    """Nobody is left who could cancel it. Who follows it again in time keeps it."""
+    client.flushall()
+    store, chunk = EventStore(client, "supertonic:bell:his"), a_chunk("his", 0)
+    for job_id, resumable in (("his", False), ("kept", True)):
+        store.create(replace(a_job(job_id), resumable=resumable), some_pieces(1), TTL_S)
+    running = Begun(State.QUEUED, False, 1)
+
+    def long_ago() -> None:
+        assert client.hget("supertonic:job:his", "alone_since") is not None
+        client.hset("supertonic:job:his", "alone_since", time.time() - 11)
+
+    assert store.begin([chunk], "a", RATE) == [running], "it may be on its way back"
+    long_ago()
+    with client.pubsub() as bell:
+        bell.subscribe("supertonic:bell:another's")
+        wait_for(lambda: bell.get_message(timeout=1), 5)
+        EventStore(client, "supertonic:bell:another's").events("his")
+        assert store.begin([chunk], "a", RATE) == [running], "he has come back elsewhere"
+        assert client.hget("supertonic:job:his", "alone_since") is None
+    wait_for(lambda: client.pubsub_numsub("supertonic:bell:another's")[0][1] == 0, 5)
+    assert store.begin([chunk], "a", RATE) == [running]
+    long_ago()
+    assert store.begin([chunk], "a", RATE) == [Begun(State.CANCELLED, False, 0)]
+    job = store.job("his")
+    assert job is not None and job.state is State.CANCELLED
+    assert store.begin([a_chunk("kept", 0)], "a", RATE) == [running]
+    assert client.hget("supertonic:job:kept", "alone_since") is None
 
 
 def test_a_chunk_skipped_for_a_pause_is_no_attempt(store: EventStore) -> None:

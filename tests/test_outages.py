@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+import requests
 
 from tests.sse import Received, joined, read_events, samples_of
 from tests.stack import Stack, wait_for
@@ -52,6 +53,37 @@ def test_a_killed_web_costs_a_resumable_stream_nothing(stack: Stack) -> None:
     whole = stack.post("/synthesize", {"text": TEXT * 2, "seed": 5, "output_format": "wav"})
     difference = joined(events).astype(int) - samples_of(whole.content)
     assert np.abs(difference).max() <= 1
+
+
+class Falling(Listener):
+    """One whose connection will be cut."""
+
+    def run(self) -> None:
+        with suppress(requests.RequestException):
+            super().run()
+
+
+def test_listeners_who_fell_with_a_killed_web_are_spoken_to_no_more(stack: Stack) -> None:
+    start_slow(stack)
+    listeners = [Falling(stack, {"text": TEXT * 8, "seed": n}) for n in range(2)]
+    for listener in listeners:
+        listener.start()
+    wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
+    job_ids = [listener.events[0].data["job_id"] for listener in listeners]
+    stack.kill("web")
+    for listener in listeners:
+        listener.join(20)
+    stack.start_web()
+    stack.wait_ready()
+    # Who comes back in time is heard as if nothing had happened.
+    back = stack.get(f"/jobs/{job_ids[1]}/events?audio=false", stream=True)
+
+    def state(job_id: str) -> str:
+        return str(stack.get(f"/jobs/{job_id}").json()["state"])
+
+    wait_for(lambda: state(job_ids[0]) == "cancelled", 30)
+    assert state(job_ids[1]) == "running"
+    back.close()
 
 
 def test_a_redis_that_hangs_for_ten_seconds_delays_and_nothing_else(stack: Stack) -> None:
