@@ -10,7 +10,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import access, admission, api, counting, errors, origins, websocket
+from app import access, admission, api, counting, errors, origins, seats, websocket
 from app.accepting import Accepting
 from app.bell import Bell
 from app.hangup import HangupWatch
@@ -70,6 +70,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # What costs nothing to check comes first; the body is read only for those who may send one.
     app.before_request(origins.check_origin)
     app.before_request(access.check_access)
+    app.before_request(seats.take_seat)
     app.before_request(take_body)
     app.after_request(access.tell_standing)
     app.after_request(origins.finish)

@@ -122,7 +122,7 @@ def check_done(job: Job, item: Ended) -> None:
     if item.state is State.CANCELLED:
         raise Problem(409, "The job was cancelled.", job_id=job.job_id)
     if item.state is State.FAILED:
-        raise failure(job, item.error)
+        raise failure(job, item.error, item.status)
 
 
 def file_answer(job: Job, n_bytes: int, facts: list[dict[str, float | int]]) -> dict[str, Any]:

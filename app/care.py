@@ -2,6 +2,9 @@
 
 import logging
 import time
+from contextlib import suppress
+
+import redis
 
 from app.jobs import Speech
 from tasks.logs import facts
@@ -21,7 +24,7 @@ class Care:
         self.speech = speech
         self.job = job
         self.pieces = pieces
-        self.gave_up = ""
+        self.gave_up, self.status = "", 503
         self._heard_at = self._worker_at = time.monotonic()
         self._looked_at = self._renewed_at = self._asked_at = self._heard_at
         self._away_since: float | None = None
@@ -37,6 +40,12 @@ class Care:
 
     def redis_answered(self) -> None:
         self._away_since = None
+
+    def stop(self) -> None:
+        """This process ends, and the job's listener with it."""
+        self.gave_up = "the server is being stopped"
+        with suppress(redis.RedisError):
+            self.speech.store.end(self.job.job_id, State.FAILED, self.gave_up)
 
     def renew(self, next_index: int) -> None:
         """A slow listener, who plays while receiving, must not find the end expired."""
@@ -63,7 +72,7 @@ class Care:
         if self.job.kind is Kind.LONG:
             # The files worker looks after long jobs, as long as they are on disk.
             if is_gone and self.speech.files.load(self.job.job_id) is None:
-                self.gave_up = "the job was deleted"
+                self.gave_up, self.status = "the job was deleted", 410
         elif is_gone:
             if store.create(self.job, self.pieces, settings.stream_ttl_s):
                 logger.warning("job sent again, Redis lost it", extra=facts(job_id=self.job.job_id))
@@ -72,7 +81,7 @@ class Care:
                 self._send_again(next_index)
             elif not store.exists(self.job.job_id):
                 # Nobody may make it again: it was not lost, but deleted.
-                self.gave_up = "the job was deleted"
+                self.gave_up, self.status = "the job was deleted", 410
                 return False
             return True
         elif self._is_lost(now):

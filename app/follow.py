@@ -5,6 +5,7 @@ time, leave, and be replaced by another.
 """
 
 import logging
+import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty
@@ -71,6 +72,7 @@ class Ended:
 
     state: State
     error: str = ""
+    status: int = 500  # of the answer, where it failed
 
 
 Item = Spoken | Gap | Quiet | Paused | Resumed | Ended
@@ -166,7 +168,13 @@ class _Following:
                 if news:
                     care.heard()
                 elif care.gave_up:
-                    yield Ended(State.FAILED, care.gave_up)
+                    yield Ended(State.FAILED, care.gave_up, care.status)
+                    return
+                if time.monotonic() > self.speech.stops_at:
+                    if not self.job.resumable:
+                        care.stop()
+                        yield Ended(State.FAILED, care.gave_up, care.status)
+                    # Else whoever follows it goes on where he was, at another process.
                     return
                 try:
                     heard = line.wait(LOOK_S) or []

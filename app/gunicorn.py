@@ -1,6 +1,7 @@
 """gunicorn's configuration: ``gunicorn -c app/gunicorn.py 'app:create_app()'``."""
 
 import json
+import time
 from typing import Any
 
 from gunicorn import util
@@ -8,6 +9,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from app.errors import TITLES, Problem
 from app.keys import Keyring
+from app.seats import SEATS
 from app.slow import READING
 from supertonic.memory import give_back_every, spare_what_is_there
 from tasks.redact import redact
@@ -16,6 +18,7 @@ from tasks.settings import Settings
 _settings = Settings.from_env()
 
 GIVE_BACK_S = 60.0
+STOP_S, LAST_WORDS_S = 8, 2
 
 
 def write_problem(sock: Any, status: int, reason: str, detail: str) -> None:
@@ -41,6 +44,7 @@ class Worker(ThreadWorker):
 
     def init_process(self) -> None:
         READING.start(self.cfg.threads)
+        SEATS.start(self.cfg.threads)
         give_back_every(GIVE_BACK_S)
         super().init_process()
 
@@ -50,6 +54,13 @@ class Worker(ThreadWorker):
             return super().handle(conn)
         finally:
             READING.end(conn.sock)
+            SEATS.leave(conn.sock)
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        if self.booted:
+            # Streams that will not be done in time say so before they are cut.
+            self.wsgi.extensions["speech"].stops_at = time.monotonic() + STOP_S
+        super().handle_exit(sig, frame)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -82,7 +93,7 @@ threads = _settings.web_threads
 worker_connections = _settings.web_threads + 200
 keepalive = 30
 # Open streams get this long to end when the server is stopped.
-graceful_timeout = 10
+graceful_timeout = STOP_S + LAST_WORDS_S
 timeout = 60
 # One shape for the lines of all processes; it sets levels and handlers itself.
 logger_class = "app.accesslog.Logger"

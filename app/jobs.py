@@ -3,6 +3,7 @@ text becomes chunks is in ``app/submit.py``, how its audio comes back in ``app/f
 """
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -61,6 +62,8 @@ class Speech:
         self._workers_error: tuple[float, redis.RedisError | None] = (0.0, None)
         self._workers_lock = threading.Lock()
         self._memory = (0.0, 0.0)
+        # When this process has no time left for streams, by time.monotonic().
+        self.stops_at = math.inf
 
     # -- workers ---------------------------------------------------------------------------
 

@@ -247,7 +247,7 @@ class _Conversation:
                 self.samples_sent += item.n_samples
             elif isinstance(item, Ended):
                 if item.state is State.FAILED:
-                    raise failure(job, item.error)
+                    raise failure(job, item.error, item.status)
                 return {"type": item.state.value} | self._so_far()
         return {"type": State.CANCELLED.value} | self._so_far()
 

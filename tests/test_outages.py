@@ -86,6 +86,43 @@ def test_listeners_who_fell_with_a_killed_web_are_spoken_to_no_more(stack: Stack
     back.close()
 
 
+def test_a_web_that_is_stopped_says_so_to_its_listeners(stack: Stack) -> None:
+    start_slow(stack)
+    kept = {"text": TEXT * 8, "seed": 1, "resumable": True}
+    listeners = [Listener(stack, {"text": TEXT * 8}), Listener(stack, kept)]
+    for listener in listeners:
+        listener.start()
+    wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
+    assert stack.stop("web") == 0
+    for listener in listeners:
+        listener.join(5)
+    gone, resumable = (listener.events for listener in listeners)
+    assert gone[-1].event == "error" and gone[-1].data["status"] == 503
+    assert gone[-1].data["detail"] == "the server is being stopped"
+    assert resumable[-1].event == "chunk", "it goes on, so it has not ended"
+    stack.start_web()
+    stack.wait_ready()
+    states = [
+        stack.get(f"/jobs/{one[0].data['job_id']}").json()["state"] for one in (gone, resumable)
+    ]
+    assert states == ["failed", "running"]
+
+
+def test_a_request_whose_workers_left_is_told_to_come_back(stack: Stack) -> None:
+    stack.env["SUPERTONIC_PATIENCE_S"] = "2"
+    start_slow(stack)
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(stack.post("/synthesize", {"text": TEXT}))
+    )
+    asking.start()
+    wait_for(lambda: stack.get("/metrics").json()["queue_sizes"]["held"])
+    stack.kill("worker")
+    asking.join(30)
+    assert answers[0].status_code == 503 and answers[0].headers["Retry-After"] == "5"
+    assert "no speech worker was running for 2 s" in answers[0].json()["detail"]
+
+
 def test_a_redis_that_hangs_for_ten_seconds_delays_and_nothing_else(stack: Stack) -> None:
     start_slow(stack)
     listener = Listener(stack, {"text": TEXT})
