@@ -72,17 +72,19 @@ def shares(voice: str, known: Collection[str]) -> dict[str, float]:
     for part in parts:
         name, weight = _name_and_weight(part.strip(), known)
         if name not in known:
-            is_one = f"must be one of {', '.join(known)}"
-            if len(parts) == 1:
-                raise UnknownVoice(f"{is_one}, or a mixture such as {_example(known)}")
-            raise UnknownVoice(
-                f"each of a mixture {is_one}, with its parts as in {_example(known)}"
-            )
+            raise UnknownVoice(_allowed(list(known), is_mixed=len(parts) > 1))
         weights[name] = weights.get(name, 0.0) + weight
     total = sum(weights.values())
     if total == 0:
         raise UnknownVoice("a mixture needs one part at least")
     return {name: weight / total for name, weight in weights.items() if weight}
+
+
+def _allowed(names: list[str], is_mixed: bool) -> str:
+    named = f"must be one of {', '.join(names)}"
+    if is_mixed:
+        return f"each of a mixture {named}"
+    return f"{named}, or a mixture such as {names[0]}(2)+{names[-1]}" if names[1:] else named
 
 
 def _name_and_weight(part: str, known: Collection[str]) -> tuple[str, float]:
@@ -92,11 +94,6 @@ def _name_and_weight(part: str, known: Collection[str]) -> tuple[str, float]:
     if not is_weighted or not re.fullmatch(NUMBER, number.strip()):
         return part, 1.0
     return name.strip(), float(number)
-
-
-def _example(known: Collection[str]) -> str:
-    first, *others = known
-    return f"{first}(2)+{others[-1] if others else first}"
 
 
 def mix(styles: Mapping[str, Style], parts: Mapping[str, float]) -> Style:
