@@ -7,7 +7,7 @@ time, leave, and be replaced by another.
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty
 
 import redis
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 DELIVERED_ONCE_S = 1
 # More than this is not fetched before it is written: a client may read slowly.
 AT_ONCE_SAMPLES = 250_000
+
+# Of a slice. Clients bound a WebSocket's message (1 MiB in Python's websockets) and an event's line
+# (512 KB in aiohttp), and a chunk may be longer.
+PART_SAMPLES = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ class _Following:
                 if self.speech.store.forget_chunk(self.job.job_id, event.index):
                     self.speech.send(self.job, self.pieces, [event.index])
                 return
-            yield item
+            yield from [item] if isinstance(item, Gap) else self._parts(item)
             del self._ready[event.index]
             self.next_index, self.start = event.index + 1, 0
             self._care.renew(self.next_index)
@@ -231,8 +235,27 @@ class _Following:
         ):
             n_samples = len(pcm) // 2
             text = self.pieces[index].text
-            yield Spoken(index, text, pcm, n_samples, {}, self.start, is_last=False)
+            yield from self._parts(
+                Spoken(index, text, pcm, n_samples, {}, self.start, is_last=False)
+            )
             self.start += n_samples
+
+    def _parts(self, spoken: Spoken) -> Iterator[Spoken]:
+        """The same in several, where its listener takes a chunk in slices and this one is long."""
+        if not self.job.slices or spoken.pcm is None or spoken.n_samples <= PART_SAMPLES:
+            yield spoken
+            return
+        for begin in range(0, spoken.n_samples, PART_SAMPLES):
+            end = min(begin + PART_SAMPLES, spoken.n_samples)
+            is_end = end == spoken.n_samples
+            yield replace(
+                spoken,
+                pcm=spoken.pcm[2 * begin : 2 * end],
+                n_samples=end - begin,
+                facts=spoken.facts if is_end else {},
+                start=spoken.start + begin,
+                is_last=spoken.is_last and is_end,
+            )
 
     def _item(self, event: Event) -> Spoken | Gap:
         piece = self.pieces[event.index]

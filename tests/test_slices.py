@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import websocket
 
+from app.follow import PART_SAMPLES
 from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import State
 from tasks.slicing import WORTH_S, SlicePublisher, pays
@@ -190,3 +191,35 @@ def test_a_websocket_gets_slices_unless_it_refuses(slow: Stack) -> None:
         assert (sum(head["index"] == 0 for head in heads) > 1) is expected
         assert message["samples_sent"] * 2 == len(sound)
         assert same(np.frombuffer(sound, "<i2"), whole(slow))
+
+
+LONG = {"text": "This sentence is long and slow. " * 30, "speed": 0.5}
+
+
+def test_no_slice_is_larger_than_clients_take(slow: Stack) -> None:
+    """Also of chunks behind the first, which come whole from the worker."""
+    got = chunks(stream(slow, **LONG, slices=True))
+    assert len({event.data["index"] for event in got}) < len(got) - 5
+    assert max(event.data["n_samples"] for event in got) == PART_SAMPLES
+    assert max(len(event.data["audio_base64"]) for event in got) < 400_000
+    for event in got:
+        last = event.data["is_last_slice"]
+        assert ("queue_time_ms" in event.data) is last
+        seen = event.data["start_sample"] + event.data["n_samples"]
+        index = event.data["index"]
+        assert event.id == (str(index + 1) if last else f"{index}+{seen}")
+    assert same(joined(got), whole(slow, **LONG))
+    # A client that wants each chunk whole gets it whole.
+    assert max(event.data["n_samples"] for event in chunks(stream(slow, **LONG))) > PART_SAMPLES
+
+
+def test_no_frame_is_larger_than_clients_take(slow: Stack) -> None:
+    ws = websocket.create_connection(f"{slow.url.replace('http', 'ws')}/ws/synthesize", timeout=60)
+    ws.send(json.dumps({"type": "speak", **SETTINGS, **LONG}))
+    frames: list[bytes] = []
+    while (message := ws.recv()) and (isinstance(message, bytes) or '"done"' not in message):
+        if isinstance(message, bytes):
+            frames.append(message)
+    ws.close()
+    assert max(len(frame) for frame in frames) == 2 * PART_SAMPLES
+    assert same(np.frombuffer(b"".join(frames), "<i2"), whole(slow, **LONG))
