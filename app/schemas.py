@@ -25,6 +25,7 @@ V1_SPEED = (0.25, 4.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
+MAX_NAME = 100  # of a text on a WebSocket
 # A chunk, and samples of the one after it: 3, or 3+24576.
 EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
 # Mistakes told in one answer.
@@ -86,6 +87,7 @@ class SpeechBody(Body):
     speed: Speed = 1.05
     seed: Seed | None = None
     pause_s: Pause = 0.3
+    end_pause_s: Pause = 0.0
 
 
 class FileBody(SpeechBody):
@@ -105,9 +107,10 @@ class StreamBody(FileBody):
 
 
 class WishBody(SpeechBody):
-    """A text on a WebSocket."""
+    """A text on a WebSocket. Its ``id`` is in every message about it."""
 
     slices: Annotated[bool, Field(strict=True)] = True
+    id: Annotated[str, Field(strict=True, max_length=MAX_NAME)] | None = None
 
 
 class LongBody(FileBody):
@@ -261,6 +264,8 @@ ALLOWED = {
     "steps": f"a whole number from {STEPS[0]} to {STEPS[1]}",
     "speed": f"a number from {SPEED[0]} to {SPEED[1]}",
     "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    "end_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    "id": f"a string of at most {MAX_NAME} characters",
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
     "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
     "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",

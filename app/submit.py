@@ -3,6 +3,7 @@ and what the speaker should be warned of. Nothing here touches Redis.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
@@ -67,9 +68,11 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
             chunks = split_text(body.text, body.language, first_chars=first)
     except EmptyText as error:
         raise field_problem("text", body.text, str(error)) from None
-    return [
+    pieces = [
         Piece(chunk.text, round(PAUSE_SHARE[chunk.ends_at] * body.pause_s, 4)) for chunk in chunks
     ]
+    pieces[-1] = replace(pieces[-1], pause_s=body.end_pause_s)
+    return pieces
 
 
 def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:

@@ -26,7 +26,7 @@ from app.access import Visitor
 from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
-from app.schemas import WishBody, parse_json, validate
+from app.schemas import MAX_NAME, WishBody, parse_json, validate
 from app.stream import accepted, chunk_head, failure
 from app.submit import check_text
 from tasks.messages import Job, Kind, State
@@ -109,6 +109,7 @@ class _Conversation:
         self.wishes: deque[WishBody | None] = deque()
         self.job: Job | None = None
         self.samples_sent = 0
+        self.name: dict[str, str] = {}  # of the text being spoken, if its client gave it one
         self.is_speaking = False
         self.is_cancelled = False
         self.quiet_since = time.monotonic()
@@ -149,20 +150,25 @@ class _Conversation:
 
     def _hear(self, message: str | bytes) -> None:
         self.quiet_since = time.monotonic()
+        data: Any = None
         try:
             data = parse_json(message)
             kind = data.pop("type", None) if isinstance(data, dict) else None
             if kind == "speak":
                 self._wish(data)
             elif kind == "cancel":
-                if not self._cancel():
+                was_speaking, dropped = self._cancel()
+                for wish in dropped:
+                    if wish.id is not None:
+                        self._send({"type": "cancelled", "samples_sent": 0, "id": wish.id})
+                if not was_speaking:
                     self._send({"type": "cancelled", "samples_sent": 0})
             else:
                 raise field_problem("type", kind, 'must be "speak" or "cancel"')
         except Problem as problem:
-            self._send(_error(problem))
+            self._send(_error(problem) | _named(data))
         except (redis.RedisError, OperationalError) as error:
-            self._send(_error(away(error)))
+            self._send(_error(away(error)) | _named(data))
 
     def _wish(self, data: dict[str, Any]) -> None:
         """Check what can be checked without the workers, and let it wait for its turn."""
@@ -181,15 +187,16 @@ class _Conversation:
             self.wishes.append(wish)
             self._state.notify()
 
-    def _cancel(self) -> bool:
-        """Drop what waits and stop what is spoken; False if nothing was being spoken."""
+    def _cancel(self) -> tuple[bool, list[WishBody]]:
+        """Drop what waits and stop what is spoken: whether anything was, and what waited."""
         with self._state:
+            dropped = [wish for wish in self.wishes if wish is not None]
             self.wishes.clear()
             self.is_cancelled = was_speaking = self.is_speaking
             job = self.job
         if job is not None:
             self.speech.cancel(job)
-        return was_speaking
+        return was_speaking, dropped
 
     # -- speaking, in the request's thread ---------------------------------------------------
 
@@ -203,6 +210,7 @@ class _Conversation:
                 self._state.wait(left_s)
             wish = self.wishes.popleft()
             self.job, self.samples_sent = None, 0
+            self.name = {} if wish is None else _named({"id": wish.id})
             self.is_speaking, self.is_cancelled = wish is not None, False
             return wish
 
@@ -223,7 +231,7 @@ class _Conversation:
                     # Whatever else happened: who sent the cancel waits for its answer.
                     ending = {"type": "cancelled"} | self._so_far()
                 self.job = None
-            self._send(ending)
+            self._send(ending | self.name)
 
     def _speak(self, wish: WishBody) -> dict[str, Any]:
         """Send a text's chunks; the message that ends it."""
@@ -234,7 +242,7 @@ class _Conversation:
         if is_too_late:
             # The cancel came while the job was being made.
             self.speech.cancel(job)
-        self._send({"type": "accepted"} | accepted(job))
+        self._send({"type": "accepted"} | accepted(job) | self.name)
         for item in follow(self.speech, job, pieces, may_return=False):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
@@ -243,7 +251,7 @@ class _Conversation:
             if isinstance(item, Gap):
                 raise failure(job, f"the audio of chunk {item.index} is no longer kept")
             if isinstance(item, Spoken) and item.pcm is not None:
-                self._send({"type": "chunk"} | chunk_head(job, item), item.pcm)
+                self._send({"type": "chunk"} | chunk_head(job, item) | self.name, item.pcm)
                 self.samples_sent += item.n_samples
             elif isinstance(item, Ended):
                 if item.state is State.FAILED:
@@ -284,6 +292,12 @@ class _Conversation:
 
 def _characters(wish: WishBody) -> int:
     return len(wish.text) + len(wish.voice) + len(wish.language)
+
+
+def _named(data: Any) -> dict[str, str]:
+    """The name that a client gave a text, to be told with whatever becomes of it."""
+    name = data.get("id") if isinstance(data, dict) else None
+    return {"id": name} if isinstance(name, str) and len(name) <= MAX_NAME else {}
 
 
 def _error(problem: Problem) -> dict[str, Any]:

@@ -98,6 +98,18 @@ def test_pauses_are_part_of_every_chunk_but_the_last(server: Stack) -> None:
         assert not np.any(tail)
 
 
+def test_silence_may_be_asked_for_behind_a_text(server: Stack) -> None:
+    body = {"text": "One. Two.", "seed": 3, "output_format": "wav"}
+    plain, longer = (
+        samples_of(server.post("/synthesize", body | more).content)
+        for more in ({}, {"end_pause_s": 0.5})
+    )
+    rate = server.get("/voices").json()["model"]["sample_rate"]
+    assert len(longer) == len(plain) + round(0.5 * rate)
+    assert not longer[len(plain) :].any()
+    assert server.post("/synthesize", body | {"end_pause_s": 4}).status_code == 422
+
+
 def test_every_voice_and_language_speaks(server: Stack) -> None:
     listed = server.get("/voices").json()
     assert [voice["id"] for voice in listed["voices"]] == [

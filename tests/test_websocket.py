@@ -256,6 +256,31 @@ def test_a_cancel_that_meets_a_failure_is_answered_as_a_cancel(quick: Stack) -> 
         assert until_ending(ws)[-1]["type"] == "done"
 
 
+def test_a_text_with_a_name_is_told_by_it(quick: Stack) -> None:
+    with connect(quick) as ws:
+        ws.send(say("One. Two.", id="first"))
+        told = until_ending(ws)
+        assert [message["type"] for message in told][-1] == "done"
+        assert {message["id"] for message in told} == {"first"}
+        ws.send(say("Without."))
+        assert all("id" not in message for message in until_ending(ws))
+        for mistake, name in ((say(speed=9, id="a"), "a"), (say("\ud800", id="b"), "b")):
+            ws.send(mistake)
+            assert json.loads(ws.recv())["id"] == name
+        ws.send(say(id="x" * 101))
+        refused = json.loads(ws.recv())
+        assert "id" not in refused and "at most 100 characters" in refused["detail"]
+        with held(quick):
+            for name in ("spoken", "waiting", "waiting too"):
+                ws.send(say(id=name))
+            ws.send(say())
+            assert json.loads(ws.recv())["id"] == "spoken"
+            ws.send('{"type": "cancel"}')
+            endings = [until_ending(ws)[-1] for _ in range(3)]
+        assert {message["type"] for message in endings} == {"cancelled"}
+        assert sorted(message["id"] for message in endings) == ["spoken", "waiting", "waiting too"]
+
+
 def test_after_a_cancel_a_cancelled_comes_wherever_it_falls(quick: Stack) -> None:
     """Cancels at all moments of short texts, some of which cannot be spoken."""
     texts = (say(), say("😀"), say(voice="M9"), say(speed=9))
