@@ -56,9 +56,9 @@ task_ignore_result = True
 task_acks_late = True
 task_reject_on_worker_lost = True
 
-# Of the queue `normal`. The queue knows no deadlines, the worker does: what is due soon must not be
-# behind chunks of long texts that are due in a minute. With 64, streams broke off at nine tenths
-# of the load that 256 carry (docs/scheduling.md).
+# Of the queue `normal`, for each core. The queue knows no deadlines, the worker does: what is due
+# soon must not be behind chunks of long texts that are due in a minute. With 64, streams broke off
+# at nine tenths of the load that 256 carry (docs/scheduling.md).
 worker_prefetch_multiplier = 256
 # After a lost connection Celery would lower it, and raise it again only with acknowledgements that
 # pass through its own promises, which ours do not (tasks/consumer.py).

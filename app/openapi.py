@@ -39,10 +39,14 @@ HEADERS = {
     "RateLimit-Policy": "the rate limit, where one is set",
     "WWW-Authenticate": "`Bearer`",
     "X-Job-Id": "the job",
+    "X-Queue-Wait-Ms": "how long the first sound was expected to wait",
+    "X-Request-Id": "the job, or what else to look for in the log",
     "X-Sample-Rate": "samples per second",
     "X-Seed": "the seed that was used",
+    "X-Warnings": "what the speaker should know about the text",
 }
-PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+LIMITED = ("Retry-After", "RateLimit", "RateLimit-Policy")
+PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: LIMITED, 503: ("Retry-After",)}
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -57,10 +57,10 @@ IDEMPOTENCY_KEY = {"minLength": 1, "maxLength": MAX_KEY_CHARS}
 RANGE = {"type": "string"}
 EVENT_ID = {"type": "string", "pattern": f"^{schemas.EVENT_ID}$"}
 FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
-LONG_HEADERS = ("Location", "Idempotent-Replayed")
-JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate")
+LONG_HEADERS = ("Location", "Idempotent-Replayed", "X-Queue-Wait-Ms")
+JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate", "X-Queue-Wait-Ms", "X-Warnings")
 AUDIO = Good("the sound", {JSON: answers.SpeechAnswer, WAV: None}, JOB_HEADERS)
-EVENTS = Good("events, see `x-events`", {SSE: None}, ("X-Job-Id",))
+EVENTS = Good("events, see `x-events`", {SSE: None}, ("X-Job-Id", "X-Queue-Wait-Ms"))
 SOUNDS = dict.fromkeys(MEDIA_TYPES.values())
 # Reading a body and speaking a text.
 SPEAKING = (400, 413, 415, 422, 429, 500)
@@ -220,7 +220,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "openai.create_speech": Operation(
         "Speak a text, as OpenAI's interface has it",
-        {200: Good("the sound", SOUNDS | {SSE: None}, JOB_HEADERS)},
+        {200: Good("the sound", SOUNDS | {SSE: None}, (*JOB_HEADERS, "X-Request-Id"))},
         (409, 429),
         schemas.V1Body,
         example={"model": "tts-1", "voice": "nova", "input": "Good evening."},

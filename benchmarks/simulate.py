@@ -82,13 +82,14 @@ class Worker:
     held: list[Waiting] = field(default_factory=list)
     batches: list[list[Chunk]] = field(default_factory=list)  # being computed now
     wakes_at: float = math.inf
-    credit: dict[Urgency, int] = field(
-        default_factory=lambda: {
+    credit: dict[Urgency, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.credit = {
             Urgency.HIGH: LANES["high"],
-            Urgency.NORMAL: worker_prefetch_multiplier,
+            Urgency.NORMAL: worker_prefetch_multiplier * self.pace.batches_at_once,
             Urgency.LOW: LANES["low"],
         }
-    )
 
     @property
     def is_busy(self) -> bool:

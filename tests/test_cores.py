@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from benchmarks.bench_streams import history
+from celeryconfig import worker_prefetch_multiplier
 from tasks.events import EventStore
 from tasks.throughput import Shares
 from tests.stack import Stack, wait_for
@@ -70,6 +71,21 @@ def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
     assert -0.1 * took_s < min(begun_s) < 0.1
     # Those two are not in each other's way: one is not urgent, but neither is the other.
     assert sorted(begun_s)[1] < 0.1
+
+
+@pytest.mark.parametrize("cores", [2], indirect=True)
+def test_a_worker_holds_so_many_chunks_for_each_core(cores: Stack) -> None:
+    """The simulator counts with it."""
+    messages = [
+        json.dumps(envelope(job_id="nobody", index=1, count=2, due=1e11 + n, seconds=100.0))
+        for n in range(3 * worker_prefetch_multiplier)
+    ]
+    cores.redis.lpush("normal", *messages)
+    held = 2 * worker_prefetch_multiplier
+    wait_for(lambda: cores.redis.hlen("unacked") >= held - 2, 20)
+    time.sleep(1.0)
+    done = len(messages) - cores.redis.hlen("unacked") - cores.redis.llen("normal")
+    assert abs(cores.redis.hlen("unacked") - held) <= 2 + done
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)

@@ -82,6 +82,20 @@ def test_events_are_as_described(quick: Stack) -> None:
         EVENTS[event].model_validate(data)
 
 
+def test_headers_are_as_described(document: Any, quick: Stack) -> None:
+    for path, body in (
+        ("/synthesize", {"text": "Hi.", "output_format": "wav"}),
+        ("/synthesize/stream", {"text": "Hi."}),
+        ("/synthesize/long", {"text": "Hi."}),
+        ("/v1/audio/speech", {"input": "Hi."}),
+    ):
+        answer = quick.post(path, body)
+        described = document["paths"][path]["post"]["responses"][str(answer.status_code)]
+        own = {name for name in answer.headers if name.startswith("X-")}
+        everywhere = {"X-Content-Type-Options", "X-Frame-Options", "X-Accel-Buffering"}
+        assert own - everywhere <= set(described["headers"]), path
+
+
 def test_keys_are_asked_for_where_they_are_needed(document: Any) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():
