@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import redis
 import requests
 
+from app.run import get
+from tasks.settings import Settings
 from tests.stack import free_port, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,6 +195,25 @@ def test_the_web_can_listen_on_ipv6(tmp_path: Path) -> None:
     finally:
         started.process.terminate()
         started.process.wait(timeout=120)
+
+
+def test_the_web_is_asked_under_a_name_it_always_answers_to() -> None:
+    """Its address may be none of SUPERTONIC_ALLOWED_HOSTS; it would never be called ready."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            asked.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = get(Settings(host="127.0.0.2", port=server.getsockname()[1]), "/readyz")
+        thread.join()
+    assert answer == (200, {})
+    assert asked[0].count(b"Host:") == 1 and b"\r\nHost: localhost\r\n" in asked[0]
 
 
 def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
