@@ -65,13 +65,14 @@ class Origins:
         name = _name(host)
         if not host or name in LOOPBACK or "*" in self._hosts:
             return True
-        if self._hosts:
-            return any(
-                name == known or (known.startswith(".") and name.endswith(known))
-                for known in self._hosts
-            )
+        if any(
+            name == known or (known.startswith(".") and name.endswith(known))
+            for known in self._hosts
+        ):
+            return True
         # A page that got here by rebinding has no key, so with keys any name will do.
-        return self._are_keys_needed or self._is_private(name)
+        does_any_do = self._are_keys_needed and not self._hosts
+        return does_any_do or self._is_private(name)
 
     def _is_private(self, name: str) -> bool:
         """A name that no stranger can point here: an address, or one known on this network only."""

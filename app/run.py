@@ -188,7 +188,7 @@ def get(settings: Settings, path: str) -> tuple[int, dict[str, object]]:
     """Status and JSON of one GET to the web; status 0 while it does not answer."""
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     connection = http.client.HTTPConnection(host, settings.port, timeout=5)
-    # The web may be told to answer only to names among which the address is not.
+    # The web always answers to this name; to that of SUPERTONIC_HOST it need not.
     headers = {"Accept": "application/json", "Host": "localhost"}
     try:
         connection.request("GET", path, headers=headers)

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import requests
 import websocket
+import yaml
 
 from app.keys import Keyring
 from app.origins import Origins
 from tasks.settings import Settings, SettingsError
-from tests.stack import Stack, wait_for
+from tests.stack import ROOT, Stack, wait_for
 
 APP = "https://app.example.com"
 EVIL = "http://evil.example.net"
@@ -62,18 +63,26 @@ def test_a_name_a_stranger_can_own_is_not(host: str) -> None:
     assert origins(api_keys="some").knows_host(host), "without a key the page gets nowhere"
 
 
-def test_listed_hosts_are_the_only_ones_besides_the_machine_itself() -> None:
-    listed = origins(allowed_hosts="tts.example.com, .example.org", api_keys="some")
-    for host in ("tts.example.com:443", "TTS.example.com", "a.b.example.org", "127.0.0.1:8002"):
-        assert listed.knows_host(host), host
-    for host in (
-        "example.com",
-        "example.org",
-        "nottts.example.com",
-        "192.168.1.20",
-        "xexample.org",
-    ):
-        assert not listed.knows_host(host), host
+def test_listed_hosts_are_the_only_public_ones_with_keys_or_without() -> None:
+    for keys in ("", "some"):
+        listed = origins(allowed_hosts="tts.example.com, .example.org", api_keys=keys)
+        for host in ("tts.example.com:443", "TTS.example.com", "a.b.example.org"):
+            assert listed.knows_host(host), host
+        for host in ("example.com", "example.org", "nottts.example.com", "xexample.org"):
+            assert not listed.knows_host(host), host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8002", "192.168.1.20:8002", "[::1]", "nas.lan"])
+def test_a_listed_host_shuts_out_none_that_a_stranger_cannot_own(host: str) -> None:
+    """Probes and load balancers ask by address."""
+    assert origins(allowed_hosts="tts.example.com").knows_host(host)
+    assert origins(allowed_hosts="tts.example.com", api_keys="some").knows_host(host)
+
+
+def test_prometheus_of_the_compose_file_is_answered_beside_a_listed_host() -> None:
+    config = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert origins(allowed_hosts="tts.example.com").knows_host(target)
 
 
 @pytest.mark.parametrize("text", ["*.example.com", "https://tts.example.com", "a,b*"])
