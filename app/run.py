@@ -21,21 +21,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TextIO
 
-from redis.connection import parse_url
-
-from app.keys import Keyring
-from app.limits import parse_rules
-from app.origins import Origins
+from app.checks import check_settings
 from app.processes import Processes
-from app.schemas import check_language
-from tasks.logs import check_logging
 from tasks.settings import Settings, SettingsError
-from tasks.webhooks import Webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.5  # how often logs, states and /readyz are looked at
-BROKERS = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
 TRIES_AT_START = 2  # a process that ended this often before the service was ready has a real fault
 
 
@@ -123,28 +115,6 @@ def read_procfile() -> dict[str, str]:
     """The processes' shell commands by name, in the order in which they start."""
     lines = re.findall(r"^([\w-]+):\s*(.+)$", (ROOT / "Procfile").read_text("utf-8"), re.MULTILINE)
     return dict(lines)
-
-
-def check_settings(settings: Settings) -> None:
-    """SettingsError for what one process or another would refuse only after its start."""
-    check_urls(settings)
-    keyring = Keyring(settings)
-    Origins(settings, keyring)
-    parse_rules(settings.rate_limit)
-    Webhooks(settings)
-    check_language(settings)
-    check_logging(settings)
-
-
-def check_urls(settings: Settings) -> None:
-    """SettingsError: Redis or the broker is named by something that is no URL of one."""
-    # The value is not shown: it may hold a password.
-    try:
-        parse_url(settings.redis_url)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise SettingsError(f"SUPERTONIC_REDIS_URL: {error}") from None
-    if settings.broker_url and not settings.broker_url.startswith(BROKERS):
-        raise SettingsError(f"SUPERTONIC_BROKER_URL: must begin with one of {', '.join(BROKERS)}")
 
 
 def check_port(host: str, port: int) -> None:

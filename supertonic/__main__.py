@@ -57,7 +57,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
     failed = False
     for verdict in examine(*_choice(arguments)):
-        print(f"{verdict.level:<4}  {verdict.sentence}", flush=True)
+        print(verdict, flush=True)
         failed = failed or verdict.level is Level.FAIL
     return int(failed)
 

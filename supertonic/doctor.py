@@ -7,6 +7,7 @@ so this module imports no torch; ``checkup`` does, once it is known to be there.
 import os
 import platform
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -44,6 +45,10 @@ class Verdict:
     level: Level
     sentence: str
 
+    def __str__(self) -> str:
+        # One line, whatever some library's error has put into it.
+        return f"{self.level:<4}  {' '.join(self.sentence.split())}"
+
 
 def ok(sentence: str) -> Verdict:
     return Verdict(Level.OK, sentence)
@@ -62,6 +67,7 @@ def examine(model: str, model_dir: Path, device: str, precision: str = "auto") -
     yield _python()
     yield from map(_package, PACKAGES)
     yield _cores()
+    yield from service()
     if url := os.environ.get("SUPERTONIC_REDIS_URL"):
         yield redis_answers(url)
     if model != "tiny":
@@ -78,12 +84,32 @@ def examine(model: str, model_dir: Path, device: str, precision: str = "auto") -
         yield fail(str(error))
 
 
+def service() -> Iterator[Verdict]:
+    """What the service's own checks say. In a process of theirs: they load its queue and its web,
+    which this package does without.
+    """
+    if _version("flask") is None:
+        yield warn("the settings were not checked: that takes flask, where a web runs")
+        return
+    command = [sys.executable, "-m", "app.checks"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            level, sentence = line.split(maxsplit=1)
+            yield Verdict(Level(level), sentence.rstrip())
+    if process.returncode not in (0, os.EX_CONFIG):
+        yield fail(f"the settings could not be checked: {' '.join(command)} ended with an error")
+
+
 def redis_answers(url: str) -> Verdict:
     """Whether something that speaks the Redis protocol listens where ``url`` points."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "127.0.0.1", parts.port or DEFAULT_REDIS_PORT
+    except ValueError:
+        return fail("SUPERTONIC_REDIS_URL cannot be read; it is like redis://127.0.0.1:6379/0")
     if parts.scheme not in ("redis", "unix"):
         return warn(f"Redis was not tried: redis:// and unix:// are, {parts.scheme}:// is not")
-    host, port = parts.hostname or "127.0.0.1", parts.port or DEFAULT_REDIS_PORT
     place = parts.path if parts.scheme == "unix" else f"{host}:{port}"
     try:
         with ExitStack() as stack:

@@ -25,7 +25,16 @@ from supertonic.config import (
     VectorEstimatorConfig,
     VocoderConfig,
 )
-from supertonic.doctor import PACKAGES, Level, Verdict, examine, fail, files_in, redis_answers
+from supertonic.doctor import (
+    PACKAGES,
+    Level,
+    Verdict,
+    examine,
+    fail,
+    files_in,
+    redis_answers,
+    service,
+)
 from supertonic.engine import Audio, Utterance
 from supertonic.layers import Span
 from supertonic.voices import VOICES
@@ -254,6 +263,52 @@ def test_a_redis_behind_a_unix_socket_is_asked_as_well(tmp_path: Path) -> None:
         process.terminate()
         process.wait(10)
     assert verdict.level is Level.OK and f"answers at {at}" in verdict.sentence
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@h:abc", "redis://:secret@[::1", "redis://h:1e9"])
+def test_what_is_no_url_of_a_redis_is_a_failure(url: str) -> None:
+    verdict = redis_answers(url)
+    assert verdict.level is Level.FAIL and "SUPERTONIC_REDIS_URL" in verdict.sentence
+    assert "secret" not in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "abc", "expected a whole number"),
+        ("PROT", "9", "is not a setting"),
+        ("RATE_LIMIT", "60", "such as 60/minute"),
+        ("LOG_LEVEL", "nonsense", "expected one of DEBUG"),
+        ("WEBHOOK_SECRET", "x", "at least 24"),
+        ("REDIS_URL", "redis://h:abc", "Port"),
+        ("DATA_DIR", "/proc/nowhere", "/proc cannot be written"),
+        ("JOBS_URL", "nosuch://me:secret@place", "Protocol not known"),
+    ],
+)
+def test_what_the_service_does_not_start_with_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(f"SUPERTONIC_{name}", value)
+    verdicts = list(service())
+    (failure,) = [verdict for verdict in verdicts if verdict.level is Level.FAIL]
+    assert failure.sentence.startswith(f"SUPERTONIC_{name}") and says in failure.sentence
+    assert "secret" not in failure.sentence
+
+
+def test_the_doctor_looks_at_the_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERTONIC_RATE_LIMIT", "60")
+    found = (verdict.sentence for verdict in examine("tiny", Path(), "cpu"))
+    assert any(sentence.startswith("SUPERTONIC_RATE_LIMIT") for sentence in found)
+
+
+def test_settings_that_are_right_are_one_line_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SUPERTONIC_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("SUPERTONIC_JOBS_URL", f"file://{tmp_path}/archive")
+    verdicts = list(service())
+    assert [verdict.level for verdict in verdicts] == [Level.OK] * 3
+    assert not (tmp_path / "data").exists(), "it only looks"
 
 
 def test_no_redis_is_a_warning() -> None:
