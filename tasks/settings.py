@@ -107,7 +107,7 @@ class Settings:
     visibility_timeout_s: float = _setting(
         10.0, "a dead worker's messages go to another after this long; live ones renew", 2
     )
-    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR, in any case")
     log_format: str = _setting("text", "text or json; one line per event either way")
 
     @classmethod
@@ -143,7 +143,9 @@ class Settings:
 
 def _parse(name: str, text: str, spec: Any) -> Any:
     if spec.type is str:
-        return text
+        return text.upper() if spec.name == "log_level" else text
+    if not text.strip():
+        return spec.default  # `NAME=` in a file is how one leaves a setting alone
     try:
         value = spec.type(text)
     except ValueError:

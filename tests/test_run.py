@@ -158,7 +158,7 @@ def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: P
         ("CORS_ORIGINS", "app.example.com", "is not an origin"),
         ("API_KEYS", " , ", "holds no key"),
         ("WEBHOOK_SECRET", "short", "at least 24"),
-        ("LOG_LEVEL", "debug", "expected one of DEBUG"),
+        ("LOG_LEVEL", "loud", "expected one of DEBUG"),
         ("LANGUAGE", "de", "expected one of en"),
         ("REDIS_URL", "127.0.0.1:6379", "must specify one of"),
         ("BROKER_URL", "foo://x", "must begin with one of redis://"),

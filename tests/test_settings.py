@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
+from tasks.logs import check_logging
 from tasks.settings import PREFIX, Settings, SettingsError
 from tests.stack import ROOT
 
@@ -31,7 +32,7 @@ def test_without_variables_the_documented_defaults_hold() -> None:
 
 def test_every_setting_is_read_from_a_variable_of_its_name() -> None:
     wanted = {f.name: f.type(f.default + 3) for f in NUMBERS}
-    wanted |= {f.name: f"{f.default} else" for f in fields(Settings) if f.type is str}
+    wanted |= {f.name: f"{f.default} ELSE" for f in fields(Settings) if f.type is str}
     environ = {PREFIX + name.upper(): str(value) for name, value in wanted.items()}
     assert len(wanted) == len(fields(Settings)), "every setting is text or a number"
     assert Settings.from_env(environ) == Settings(**wanted)
@@ -48,12 +49,25 @@ def test_an_unknown_variable_is_refused_and_the_known_ones_are_listed(name: str)
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=name_of)
-@pytest.mark.parametrize("text", ["many", "", "1,5", "0x10"])
+@pytest.mark.parametrize("text", ["many", "1,5", "0x10"])
 def test_what_is_not_a_number_is_refused_with_an_example(field: object, text: str) -> None:
     name = PREFIX + name_of(field).upper()
     default = field.default  # type: ignore[attr-defined]
     with pytest.raises(SettingsError, match=f"^{name}='{text}': expected a .*number.*{default}"):
         Settings.from_env({name: text})
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=name_of)
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_number_left_blank_counts_as_unset(field: object, text: str) -> None:
+    assert Settings.from_env({PREFIX + name_of(field).upper(): text}) == Settings()
+
+
+@pytest.mark.parametrize("text", ["debug", "Debug", "DEBUG"])
+def test_the_log_level_may_be_written_in_any_case(text: str) -> None:
+    settings = Settings.from_env({"SUPERTONIC_LOG_LEVEL": text})
+    check_logging(settings)
+    assert settings.log_level == "DEBUG"
 
 
 @pytest.mark.parametrize("field", BOUNDED, ids=name_of)
