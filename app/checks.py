@@ -5,6 +5,7 @@ vain, and `make doctor` shows what this module prints when it is run: one verdic
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from tasks.redact import redact
 from tasks.settings import Settings, SettingsError
 from tasks.webhooks import Webhooks
 
+MODELS = ("auto", "tiny", "supertonic-2")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BROKERS = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
 
 
@@ -32,6 +36,7 @@ def check_settings(settings: Settings) -> None:
         SettingsError: one process or another would refuse them, but only after its start.
     """
     check_urls(settings)
+    check_model(settings)
     keyring = Keyring(settings)
     Origins(settings, keyring)
     parse_rules(settings.rate_limit)
@@ -52,6 +57,34 @@ def check_urls(settings: Settings) -> None:
         raise SettingsError(f"SUPERTONIC_REDIS_URL: {error}") from None
     if settings.broker_url and not settings.broker_url.startswith(BROKERS):
         raise SettingsError(f"SUPERTONIC_BROKER_URL: must begin with one of {', '.join(BROKERS)}")
+
+
+def check_model(settings: Settings) -> None:
+    """
+    Raises:
+        SettingsError: no worker could load such a model, or on such a device.
+    """
+    if DEVICE.fullmatch(settings.device) is None:
+        raise SettingsError(
+            f"SUPERTONIC_DEVICE={settings.device!r}: expected auto, cpu, cuda or cuda:N"
+        )
+    if settings.precision not in PRECISIONS:
+        raise SettingsError(
+            f"SUPERTONIC_PRECISION={settings.precision!r}: expected one of {', '.join(PRECISIONS)}"
+        )
+    if settings.model not in MODELS and not (settings.model and Path(settings.model).is_dir()):
+        raise SettingsError(
+            f"SUPERTONIC_MODEL={settings.model!r}: expected one of {', '.join(MODELS)}, "
+            "or a directory that exists"
+        )
+    # With auto, weights are fetched into it; that must not fill a directory of a misspelt name.
+    may_be_made = settings.model == "auto" and settings.model_dir == Settings.model_dir
+    is_used = settings.model in ("auto", "supertonic-2")
+    if is_used and not may_be_made and not Path(settings.model_dir).is_dir():
+        raise SettingsError(
+            f"SUPERTONIC_MODEL_DIR={settings.model_dir!r}: there is no such directory; "
+            "`make model` makes it and fetches the weights"
+        )
 
 
 def examine() -> Iterator[Verdict]:

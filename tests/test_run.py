@@ -15,6 +15,7 @@ import pytest
 import redis
 import requests
 
+from app.checks import check_model
 from app.run import get
 from tasks.settings import Settings
 from tests.stack import free_port, wait_for
@@ -163,6 +164,9 @@ def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: P
         ("REDIS_URL", "127.0.0.1:6379", "must specify one of"),
         ("BROKER_URL", "foo://x", "must begin with one of redis://"),
         ("DATA_DIR", "/proc/nowhere", "/proc/nowhere"),
+        ("DEVICE", "gpu", "expected auto, cpu, cuda or cuda:N"),
+        ("PRECISION", "half", "expected one of auto, float32"),
+        ("MODEL", "kokoro", "expected one of auto, tiny, supertonic-2, or a directory that exists"),
     ],
 )
 def test_a_setting_only_one_process_reads_stops_everything_before_it_starts(
@@ -171,6 +175,26 @@ def test_a_setting_only_one_process_reads_stops_everything_before_it_starts(
     status, last_line = ended(launch(tmp_path, free_port(), **{f"SUPERTONIC_{name}": value}))
     assert status == 1 and last_line.startswith(f"Stopped: SUPERTONIC_{name}")
     assert says in last_line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["auto", "supertonic-2"])
+def test_a_misspelt_model_directory_is_not_made(tmp_path: Path, model: str) -> None:
+    model_dir = tmp_path / "modles"
+    settings = {"SUPERTONIC_MODEL": model, "SUPERTONIC_MODEL_DIR": str(model_dir)}
+    status, last_line = ended(launch(tmp_path, free_port(), **settings))
+    assert status == 1 and last_line.startswith(f"Stopped: SUPERTONIC_MODEL_DIR='{model_dir}'")
+    assert "make model" in last_line
+    assert not model_dir.exists() and not (tmp_path / "run").exists()
+
+
+def test_the_models_and_devices_there_are_are_let_pass(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for model in ("auto", "tiny", str(tmp_path)):
+        check_model(Settings(model=model))
+    for model in ("auto", "supertonic-2"):
+        check_model(Settings(model=model, model_dir=str(tmp_path / "models")))
+    for device in ("auto", "cpu", "cuda", "cuda:1"):
+        check_model(Settings(device=device))
 
 
 def test_a_percent_sign_in_a_path_is_a_percent_sign(tmp_path: Path) -> None:
