@@ -17,17 +17,23 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
+
+import redis
 
 from app.checks import check_settings
 from app.processes import Processes
+from tasks.events import connect
 from tasks.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_S = 0.5  # how often logs, states and /readyz are looked at
+REDIS_PATIENCE_S = 5  # it may be starting at the same time
 TRIES_AT_START = 2  # a process that ended this often before the service was ready has a real fault
 
 
@@ -63,6 +69,7 @@ def run(with_flower: bool) -> None:
     private = tempfile.TemporaryDirectory(prefix="supertonic-")
     with lock(run_dir / "lock"), private as sockets:
         if os.environ.get("SUPERTONIC_REDIS_URL"):
+            check_redis(settings.redis_url)
             del commands["redis"]
         else:
             env |= embedded_redis(env["PATH"], sockets)
@@ -127,6 +134,28 @@ def check_port(host: str, port: int) -> None:
                 f"cannot listen on {host}:{port} ({error.strerror}); "
                 "stop what runs there, or choose another SUPERTONIC_PORT or SUPERTONIC_HOST"
             ) from None
+
+
+def check_redis(url: str) -> None:
+    """
+    Raises:
+        StartError: the Redis of somebody else does not answer, though it had time to start.
+    """
+    deadline = time.monotonic() + REDIS_PATIENCE_S
+    with connect(url) as client:
+        while True:
+            try:
+                client.ping()
+                return
+            except (redis.RedisError, OSError) as error:
+                if time.monotonic() > deadline:
+                    parts = urlsplit(url)
+                    # Without what may hold a password: user and query.
+                    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+                    raise StartError(
+                        f"SUPERTONIC_REDIS_URL: the Redis at {where} cannot be used: {error}"
+                    ) from None
+            time.sleep(LOOK_S)
 
 
 def embedded_redis(path: str, folder: str) -> dict[str, str]:

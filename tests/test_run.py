@@ -16,9 +16,9 @@ import redis
 import requests
 
 from app.checks import check_model
-from app.run import get
+from app.run import check_redis, get
 from tasks.settings import Settings
-from tests.stack import free_port, wait_for
+from tests.stack import free_port, redis_binary, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 120.0
@@ -195,6 +195,27 @@ def test_the_models_and_devices_there_are_are_let_pass(tmp_path: Path) -> None:
         check_model(Settings(model=model, model_dir=str(tmp_path / "models")))
     for device in ("auto", "cpu", "cuda", "cuda:1"):
         check_model(Settings(device=device))
+
+
+def test_a_redis_that_does_not_answer_is_said_before_anything_starts(tmp_path: Path) -> None:
+    at = f"127.0.0.1:{free_port()}"
+    started = launch(tmp_path, free_port(), SUPERTONIC_REDIS_URL=f"redis://:se@cret@{at}/0")
+    status, last_line = ended(started)
+    assert status == 1
+    assert last_line.startswith(f"Stopped: SUPERTONIC_REDIS_URL: the Redis at redis://{at}/0 ")
+    assert "refused" in last_line and "cret" not in last_line
+    assert len(started.output().splitlines()) == 1
+
+
+def test_a_redis_that_is_just_starting_is_waited_for() -> None:
+    port = free_port()
+    late = ["sh", "-c", 'sleep 1; exec "$@"', "sh", redis_binary()]
+    process = subprocess.Popen([*late, "--port", str(port), "--save", ""])
+    try:
+        check_redis(f"redis://127.0.0.1:{port}/0")
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def test_a_percent_sign_in_a_path_is_a_percent_sign(tmp_path: Path) -> None:
