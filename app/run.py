@@ -212,7 +212,8 @@ def main() -> int:
         pass
     except (StartError, SettingsError) as error:
         print(f"Stopped: {error}", file=sys.stderr)
-        return 1
+        # Another start helps against some of the former, and never against a wrong setting.
+        return os.EX_CONFIG if isinstance(error, SettingsError) else 1
     return 0
 
 

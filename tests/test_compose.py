@@ -53,6 +53,18 @@ def test_any_other_setting_may_stand_in_a_file_for_all_services_of_ours() -> Non
             assert service["env_file"] == [{"path": ".env", "required": False}], name
 
 
+def test_settings_that_a_file_cannot_change_are_named_at_the_top() -> None:
+    fixed = {
+        name
+        for service in SERVICES.values()
+        for name, value in service.get("environment", {}).items()
+        if name.startswith(PREFIX) and "${" not in str(value)
+    }
+    top = (ROOT / "docker-compose.yml").read_text().partition("x-service")[0]
+    named = set(re.findall(rf"{PREFIX}[A-Z_]+\b(?!=)", top))
+    assert fixed and named == fixed
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_has_a_health_check_and_time_to_stop(name: str) -> None:
     service = SERVICES[name]
