@@ -19,6 +19,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.stack import Stack, wait_for
+from tests.test_crash import TEXT as MANY_CHUNKS
+from tests.test_crash import start_slow
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 DRIVER = shutil.which("chromedriver") or "/usr/bin/chromedriver"
@@ -180,6 +182,139 @@ def test_escape_stops_the_sound_and_cancels_the_job(page: Page, server: Any) -> 
     )
     assert page.speech["chunksReceived"] < page.speech["chunksTotal"]
     assert not page.find("#stop").is_enabled()
+
+
+def test_leaving_the_page_cancels_the_job(page: Page, server: Any) -> None:
+    page.set(text=TWO_CHUNKS * 60, steps=50)
+    page.find("#speak").click()
+    page.wait("supertonic.chunksReceived >= 1")
+    job_url = f"{server.url}/jobs/{page.speech['jobId']}"
+    page.driver.get("about:blank")
+    wait_for(lambda: requests.get(job_url, timeout=10).json()["state"] == "cancelled", 20)
+
+
+def test_a_stream_outlives_a_web_that_is_killed(
+    browser: webdriver.Chrome, stack: Stack, tmp_path: Path
+) -> None:
+    start_slow(stack)
+    page = Page(browser, stack.url)
+    page.set(text=MANY_CHUNKS, seed=5)
+    page.find("#speak").click()
+    page.wait("supertonic.chunksReceived >= 2")
+    stack.kill("web")
+    page.wait("document.getElementById('phase').textContent === 'Reconnecting…'")
+    assert page.script("return document.getElementById('status').textContent") == "Reconnecting…"
+    assert page.speech["chunksReceived"] < page.speech["chunksTotal"]
+    stack.start_web()
+    page.wait("supertonic.state === 'finished'", limit_s=60)
+    assert page.speech["chunksPlayed"] == page.speech["chunksTotal"] > 2
+    assert not page.find("#problem").is_displayed()
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    page.find("#download").click()
+    file = tmp_path / "supertonic-5.wav"
+    wait_for(file.exists, 20)
+    job = stack.get(f"/jobs/{page.speech['jobId']}").json()
+    body = {name: job[name] for name in ("steps", "speed", "pause_s", "seed", "voice")}
+    whole = stack.post("/synthesize", body | {"text": MANY_CHUNKS, "output_format": "wav"})
+    assert file.read_bytes() == whole.content
+
+
+# Connections that say what they are told: each request gets the next answer, events or a failure.
+SCRIPTED = """
+    window.asked = [];
+    const { encodeWav } = await import("/static/audio.js");
+    const { Speech } = await import("/static/speech.js");
+    const { apiKey } = await import("/static/api.js");
+    const wav = new Uint8Array(await encodeWav([new Int16Array(2400)], 24000).arrayBuffer());
+    const chunk = { audio_base64: btoa(String.fromCharCode(...wav)), total: 2, text: "",
+      batch_size: 1, queue_time_ms: 1, inference_time_ms: 1 };
+    const say = (id, event, data) =>
+      `id: ${id}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
+    const accepted = say(0, "accepted", { job_id: "a1", total: 2, sample_rate: 24000, seed: 1 });
+    const broken = (text) => () => new Response(new ReadableStream({
+      start(stream) { stream.enqueue(new TextEncoder().encode(text)); },
+      // What was not read yet is lost with an error, so it comes a little later.
+      pull(stream) { setTimeout(() => stream.error(new TypeError("network error")), 50); },
+    }), { headers: { "X-Job-Id": "a1" } });
+    const refusal = (status) => () => new Response(status === 204 ? null : "{}", { status });
+    const unreachable = () => { throw new TypeError("Failed to fetch"); };
+    const run = async (...answers) => {
+      window.fetch = async (path, { method = "GET", headers }) => {
+        window.asked.push([method, path, headers["Last-Event-ID"] ?? null, headers.Authorization]);
+        return (answers.shift() ?? refusal(404))();
+      };
+      apiKey.set("secret");
+      const speech = new Speech({}, () => {});
+      const problem = await speech.run().catch((error) => error);
+      apiKey.set("");
+      return { title: problem?.title ?? null, detail: problem?.detail, asked: window.asked,
+        samples: speech.playback?.length ?? 0, chunks: speech.chunks.map(({ index }) => index),
+        warnings: speech.warnings, state: speech.state };
+    };
+"""
+
+
+def test_a_stream_broken_inside_a_chunk_goes_on_there_with_the_key(page: Page) -> None:
+    result = page.driver.execute_async_script(f"""
+        const done = arguments[0];
+        {SCRIPTED}
+        const slice = say("0+2400", "chunk", {{ ...chunk, index: 0, is_last_slice: false }});
+        const rest = say(1, "chunk", {{ ...chunk, index: 0 }});
+        const end = say(2, "chunk", {{ ...chunk, index: 1 }}) + say(3, "done", {{}});
+        done(await run(broken(accepted + slice + rest.slice(0, 40)), unreachable, refusal(503),
+          broken(rest), broken(end)));
+    """)
+    resumed = ["GET", "/jobs/a1/events"]
+    assert result["asked"] == [
+        ["POST", "/synthesize/stream", None, "Bearer secret"],
+        *[[*resumed, "0+2400", "Bearer secret"]] * 3,
+        [*resumed, "1", "Bearer secret"],
+    ]
+    assert (result["title"], result["samples"], result["chunks"]) == (None, 3 * 2400, [0, 1])
+
+
+@pytest.mark.parametrize("status", [204, 404, 410])
+def test_a_stream_whose_job_is_gone_broke_off(page: Page, status: int) -> None:
+    result = page.driver.execute_async_script(f"""
+        const done = arguments[0];
+        {SCRIPTED}
+        done(await run(broken(accepted), refusal({status})));
+    """)
+    assert result["title"] == "The stream broke off"
+    assert result["detail"] == "the connection was closed before the last chunk"
+
+
+def test_nobody_waits_longer_than_a_minute_for_a_server_that_is_away(page: Page) -> None:
+    result = page.driver.execute_async_script(f"""
+        const done = arguments[0];
+        // A clock that runs twenty times as fast.
+        const [wait, clock, pauses] = [window.setTimeout, performance.now.bind(performance), []];
+        window.setTimeout = (then, ms) => {{
+          if (ms > 50 && ms < 5000) pauses.push(ms);
+          return wait(then, ms / 20);
+        }};
+        performance.now = () => clock() * 20;
+        {SCRIPTED}
+        const began = performance.now();
+        const result = await run(broken(accepted), ...Array(100).fill(unreachable));
+        done({{ ...result, pauses, seconds: (performance.now() - began) / 1000 }});
+    """)
+    assert result["title"] == "The stream broke off"
+    assert result["pauses"][:3] == [500, 750, 1125]
+    assert 60 < result["seconds"] < 90
+
+
+def test_a_chunk_that_is_no_longer_kept_is_told_and_the_rest_is_played(page: Page) -> None:
+    result = page.driver.execute_async_script(f"""
+        const done = arguments[0];
+        {SCRIPTED}
+        const end = say(1, "gap", {{ index: 0, detail: "It is no longer kept." }})
+          + say(2, "chunk", {{ ...chunk, index: 1 }}) + say(3, "done", {{}});
+        done(await run(broken(accepted), broken(end)));
+    """)
+    assert result["warnings"] == ["Chunk 1: It is no longer kept."]
+    assert (result["title"], result["chunks"]) == (None, [1])
 
 
 def test_text_without_words_is_explained_beside_the_text_box(page: Page) -> None:

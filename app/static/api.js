@@ -81,12 +81,18 @@ export class SseParser {
   }
 }
 
-/** Yields the events of a streaming response, `data` already parsed as JSON. */
+// The server shows a sign of life every 15 seconds; without one the connection is taken for dead.
+const SILENCE_MS = 45_000;
+
+/** Yields the events of a streaming response, `data` already parsed as JSON. A broken connection
+ * ends them, too: only the last event tells whether all have come. */
 export async function* readEvents(response) {
   const parser = new SseParser();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { value, done } = await reader.read();
+    const timer = setTimeout(() => reader.cancel(), SILENCE_MS);
+    const { value, done } = await reader.read().catch(() => ({ done: true }));
+    clearTimeout(timer);
     if (done) return;
     for (const event of parser.push(value)) yield { ...event, data: JSON.parse(event.data) };
   }

@@ -207,9 +207,11 @@ function showEvent(event) {
   if (event === "accepted") {
     $("seed-last").textContent = speech.seed;
     $("seed-used").hidden = false;
+    waveform.clear(speech.playback.sampleRate);
+  }
+  if (event === "accepted" || event === "gap") {
     $("warnings").replaceChildren(...speech.warnings.map((text) => el("li", {}, String(text))));
     $("warnings").hidden = speech.warnings.length === 0;
-    waveform.clear(speech.playback.sampleRate);
   }
   if (event === "chunk") {
     const { chunk, isLast, samples } = speech.playback.pieces.at(-1);
@@ -260,9 +262,10 @@ const STATE_WORDS = {
 };
 
 function showState(state) {
-  if (document.documentElement.dataset.state === state) return;
+  const words = speech.isReconnecting ? "Reconnecting…" : STATE_WORDS[state];
+  if (document.documentElement.dataset.state === state && $("phase").textContent === words) return;
   document.documentElement.dataset.state = state;
-  $("phase").textContent = $("status").textContent = STATE_WORDS[state];
+  $("phase").textContent = $("status").textContent = words;
   $("stop").disabled = !["waiting", "playing", "paused"].includes(state);
   $("toggle-play").textContent = { playing: "Pause", paused: "Resume" }[state] ?? "Play again";
   $("toggle-play").disabled = !speech.playback?.pieces.length;
@@ -329,6 +332,7 @@ $("form").addEventListener("submit", (event) => {
   speak();
 });
 document.addEventListener("keydown", onKey);
+window.addEventListener("pagehide", stop);
 // Opening the sound device takes a while; the first touch of the page comes before the first Speak.
 document.addEventListener("pointerdown", openSound, { once: true });
 document.addEventListener("keydown", openSound, { once: true });

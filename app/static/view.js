@@ -38,9 +38,9 @@ export class ChunkList {
     this.#madeScale = this.#heardScale = 0;
   }
 
-  /** chunk: text, batchSize, and milliseconds since the click: queue, infer, arrived, from, to. */
+  /** chunk: index, text, batchSize, and milliseconds since the click: queue, infer, arrived, from, to. */
   add(chunk) {
-    const index = this.#rows.length;
+    const { index } = chunk;
     const rest = Math.max(chunk.arrived - chunk.queue - chunk.infer, 0);
     const made = [
       bar("queue", 0, chunk.queue),
@@ -59,7 +59,7 @@ export class ChunkList {
         el("span", { className: "track heard" }, bar("play", chunk.from, chunk.to))),
       el("span", { className: "chunk-numbers quiet number" }, numbers));
     button.addEventListener("click", () => this.onPick(index));
-    this.#rows.push(button);
+    this.#rows[index] = button; // a chunk that was lost has no row
     this.list.append(el("li", {}, button));
     this.#rescale(chunk);
   }
