@@ -392,6 +392,35 @@ def test_settings_are_remembered_and_appear_in_the_example_code(page: Page, serv
         assert part in snippet
 
 
+BLOCKED = """for (const name of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+}"""
+FULL = """Storage.prototype.setItem = () => {
+  throw new DOMException("", "QuotaExceededError");
+};"""
+
+
+@pytest.mark.parametrize("storage", [BLOCKED, FULL], ids=["blocked", "full"])
+def test_the_page_works_where_the_browser_keeps_nothing(
+    page: Page, server: Any, storage: str
+) -> None:
+    cdp = page.driver.execute_cdp_cmd
+    script = cdp("Page.addScriptToEvaluateOnNewDocument", {"source": storage})
+    try:
+        page.open(server.url)
+        page.set(text="Nothing is kept.", **{"api-key": "a key"})
+        page.script("document.getElementById('api-key').dispatchEvent(new Event('change'))")
+        assert "Bearer KEY" in page.find("#snippet").text
+        theme = page.find("#theme").text
+        page.find("#theme").click()
+        assert page.find("#theme").text != theme
+        page.find("#speak").click()
+        page.wait("supertonic.state === 'finished'")
+        assert page.console_errors() == []
+    finally:
+        cdp("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
 def test_two_voices_are_mixed_and_remembered(page: Page, server: Any) -> None:
     page.find("#voice-F3").click()
     assert not page.find("#mix-share").is_displayed()

@@ -1,6 +1,8 @@
 // Talks to the server: requests, problems, and Server-Sent Events from a POST.
 // EventSource cannot send a body, so the event stream is read from fetch and parsed here.
 
+import { session } from "./storage.js";
+
 /** An application/problem+json answer, or anything that went wrong on the way to one. */
 export class Problem extends Error {
   constructor({ title, detail = "", status = 0, errors = [] }, retryAfter = 0) {
@@ -10,8 +12,8 @@ export class Problem extends Error {
 }
 
 export const apiKey = {
-  get: () => sessionStorage.getItem("supertonic.key") ?? "",
-  set: (key) => sessionStorage.setItem("supertonic.key", key),
+  get: () => session.get("supertonic.key") ?? "",
+  set: (key) => session.set("supertonic.key", key),
 };
 
 /** fetch that throws a Problem for every answer that is not a success. */

@@ -5,6 +5,7 @@
 import { apiKey, Problem, request } from "./api.js";
 import { Jobs } from "./jobs.js";
 import { audioContext, Speech } from "./speech.js";
+import { local } from "./storage.js";
 import { SAMPLES, SNIPPETS, translateSample } from "./texts.js";
 import { ChunkList, el, saveAs, time, Waveform } from "./view.js";
 import { VoiceChoice } from "./voices.js";
@@ -79,12 +80,12 @@ function settingsChanged() {
   const kind = document.querySelector("input[name=snippet]:checked").value;
   const wav = { ...body, output_format: "wav" };
   $("snippet").textContent = SNIPPETS[kind](location.origin, wav, Boolean(apiKey.get()));
-  localStorage.setItem(SETTINGS_KEY, JSON.stringify(body));
+  local.set(SETTINGS_KEY, JSON.stringify(body));
 }
 
 function savedSettings() {
   try {
-    return JSON.parse(localStorage.getItem(SETTINGS_KEY)) ?? {};
+    return JSON.parse(local.get(SETTINGS_KEY)) ?? {};
   } catch {
     return {}; // left by another version of the page
   }
