@@ -72,6 +72,10 @@ class Page:
     def script(self, code: str, *args: object) -> Any:
         return self.driver.execute_script(code, *args)
 
+    def press(self, selector: str) -> None:
+        """Click where the layout still moves under the pointer."""
+        self.script("document.querySelector(arguments[0]).click()", selector)
+
     def wait(self, condition: str, limit_s: float = 30) -> None:
         until = WebDriverWait(self.driver, limit_s, poll_frequency=0.05)
         until.until(lambda _: self.script(f"return {condition}"), f"never true: {condition}")
@@ -353,6 +357,37 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     wait_for((tmp_path / f"{job}.srt").exists, 20)
     assert (tmp_path / f"{job}.srt").read_text("utf-8").startswith("1\n00:00:00,000 --> ")
     assert page.console_errors() == []
+
+
+def test_one_sound_is_heard_at_a_time_and_escape_stops_it(page: Page) -> None:
+    page.set(text="One sound at a time. " + TWO_CHUNKS * 3)
+    page.find("#submit-job").click()
+    listen = "#jobs [aria-label^='Listen “One sound']"
+    page.wait(f'document.querySelector("{listen}")', limit_s=60)
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'playing'")
+    page.press(listen)
+    page.wait("document.querySelector('#jobs audio')?.paused === false")
+    page.wait("supertonic.state !== 'playing' && supertonic.state !== 'waiting'")
+
+    page.press("#toggle-play")
+    page.wait("supertonic.state === 'playing'")
+    assert page.script("return document.querySelector('#jobs audio').paused")
+    page.press("#toggle-play")
+    page.wait("supertonic.state === 'paused'")
+    page.script("document.querySelector('#jobs audio').play()")
+    page.press("#toggle-play")
+    page.wait("supertonic.state === 'playing'")
+    assert page.script("return document.querySelector('#jobs audio').paused")
+
+    page.script("document.querySelector('#jobs audio').play()")
+    page.wait("supertonic.state !== 'playing'")
+    page.find("#speak").click()
+    page.wait("document.querySelector('#jobs audio').paused")
+    page.script("document.querySelector('#jobs audio').play()")
+    page.wait("document.querySelector('#jobs audio').paused === false")
+    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.wait("document.querySelector('#jobs audio').paused")
 
 
 def test_a_long_job_is_paused_and_resumed_from_the_page(page: Page, server: Any) -> None:

@@ -173,7 +173,7 @@ function countDown(seconds) {
 // ---- Speech
 
 async function speak() {
-  speech?.stop();
+  stop();
   clearProblem();
   const mine = new Speech(readSettings(), (event) => mine === speech && showEvent(event));
   speech = mine;
@@ -202,6 +202,12 @@ function openSound() {
 
 function stop() {
   speech?.stop();
+  pauseFiles();
+}
+
+/** One sound at a time: the files of jobs stop for the speech, and all but the one just begun. */
+function pauseFiles(begun = null) {
+  for (const audio of $("jobs").querySelectorAll("audio")) if (audio !== begun) audio.pause();
 }
 
 function showEvent(event) {
@@ -274,6 +280,7 @@ function showState(state) {
 
 function seek(sample) {
   if (!speech?.playback?.pieces.length) return;
+  pauseFiles();
   speech.playback.seek(sample);
   requestAnimationFrame(follow);
 }
@@ -281,8 +288,10 @@ function seek(sample) {
 async function togglePlay() {
   const { context } = speech.playback;
   if (speech.state === "playing") await context.suspend();
-  else if (speech.state === "paused") await context.resume();
-  else seek(0);
+  else if (speech.state === "paused") {
+    pauseFiles();
+    await context.resume();
+  } else seek(0);
 }
 
 // ---- The rest of the page
@@ -351,6 +360,11 @@ $("api-key").addEventListener("change", () => {
   jobs.refresh();
 });
 $("key-field").addEventListener("submit", (event) => event.preventDefault());
+// Media events do not bubble, so they are caught on their way down.
+$("jobs").addEventListener("play", (event) => {
+  if (speech?.state !== "paused") speech?.stop();
+  pauseFiles(event.target);
+}, true);
 onClick("stop", stop);
 onClick("toggle-play", togglePlay);
 onClick("retry-now", speak);
