@@ -359,6 +359,42 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     assert page.console_errors() == []
 
 
+def test_files_that_were_fetched_with_a_key_are_given_back(page: Page, server: Any) -> None:
+    page.script("sessionStorage.setItem('supertonic.key', 'a key')")
+    try:
+        page.open(server.url)
+        page.script("""
+            window.kept = new Set();
+            const { createObjectURL, revokeObjectURL } = URL;
+            const later = window.setTimeout;
+            URL.createObjectURL = (file) => {
+              const url = createObjectURL(file);
+              window.kept.add(url);
+              return url;
+            };
+            URL.revokeObjectURL = (url) => window.kept.delete(url) && revokeObjectURL(url);
+            window.setTimeout = (then, ms) => later(then, Math.min(ms, 1000));
+        """)
+        page.set(text="Given back.")
+        page.find("#submit-job").click()
+        listen = "#jobs [aria-label^='Listen “Given back.']"
+        page.wait(f'document.querySelector("{listen}")', limit_s=60)
+        page.find(listen).click()
+        page.wait("document.querySelector('#jobs audio')?.duration > 0.5")
+        first = page.find("#jobs audio").get_attribute("src")
+        page.find(listen).click()
+        page.wait(f"![null, undefined, '{first}'].includes(document.querySelector('audio')?.src)")
+        assert page.script("return [...kept]") == [page.find("#jobs audio").get_attribute("src")]
+        page.find("#jobs [aria-label^='Download WAV “Given back.']").click()
+        page.wait("kept.size === 2")
+        page.wait("kept.size === 1")
+        page.find("#jobs [aria-label^='Remove “Given back.']").click()
+        page.wait("kept.size === 0")
+        assert page.console_errors() == []
+    finally:
+        page.script("sessionStorage.clear()")
+
+
 def test_one_sound_is_heard_at_a_time_and_escape_stops_it(page: Page) -> None:
     page.set(text="One sound at a time. " + TWO_CHUNKS * 3)
     page.find("#submit-job").click()

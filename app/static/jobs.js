@@ -46,9 +46,11 @@ export class Jobs {
   // Rows are kept and updated: drawing them anew would stop a playing file and lose the focus.
   #show(jobs) {
     const ids = new Set(jobs.map((job) => job.job_id));
-    for (const [id, { item }] of this.#rows) {
-      if (!ids.has(id)) item.remove();
-      if (!ids.has(id)) this.#rows.delete(id);
+    for (const [id, { item, parts }] of this.#rows) {
+      if (ids.has(id)) continue;
+      release(parts.player);
+      item.remove();
+      this.#rows.delete(id);
     }
     jobs.forEach((job, i) => {
       if (!this.#rows.has(job.job_id)) this.#rows.set(job.job_id, this.#newRow(job));
@@ -136,15 +138,22 @@ export class Jobs {
   // Links and audio elements fetch large files piece by piece, but they cannot send a key.
   async #source(address) {
     if (!apiKey.get()) return address;
-    return URL.createObjectURL(await (await request(address)).blob());
+    return (await request(address)).blob();
   }
 
   async #listen(job, player, name) {
-    const src = await this.#source(job.links.audio);
+    const source = await this.#source(job.links.audio);
+    const src = source instanceof Blob ? URL.createObjectURL(source) : source;
+    release(player);
     const audio = el("audio", { controls: true, src, ariaLabel: name });
     player.replaceChildren(audio);
     await audio.play();
   }
+}
+
+/** Gives back the file behind a player that goes; an address is none and stays as it is. */
+function release(player) {
+  URL.revokeObjectURL(player.firstElementChild?.src ?? "");
 }
 
 function preview({ text_preview: text, characters }, length = text.length) {

@@ -372,11 +372,7 @@ onClick("submit-job", submitJob);
 onClick("copy", copySnippet);
 onClick("reset", () => writeSettings({ ...server.defaults, seed: "" }));
 onClick("seed-reuse", () => writeSettings({ seed: speech.seed }));
-onClick("download", () => {
-  const url = URL.createObjectURL(speech.wav());
-  saveAs(url, `supertonic-${speech.seed}.wav`);
-  setTimeout(() => URL.revokeObjectURL(url), 10_000); // the download must have begun
-});
+onClick("download", () => saveAs(speech.wav(), `supertonic-${speech.seed}.wav`));
 
 await loadServer().catch(showProblem);
 jobs.refresh();

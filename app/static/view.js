@@ -15,8 +15,12 @@ export function time(seconds) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
-export function saveAs(url, name) {
-  el("a", { href: url, download: name }).click();
+/** Downloads a Blob, or what is at an address. */
+export function saveAs(source, name) {
+  const isBlob = source instanceof Blob;
+  const href = isBlob ? URL.createObjectURL(source) : source;
+  el("a", { href, download: name }).click();
+  if (isBlob) setTimeout(() => URL.revokeObjectURL(href), 10_000); // the download must have begun
 }
 
 /** One row per chunk; bars show where its time went, the row being heard is marked. */
