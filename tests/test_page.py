@@ -522,9 +522,16 @@ def test_a_server_with_keys_asks_for_one_and_its_examples_know(
     page = Page(browser, stack.url)
     page.set(text=TWO_CHUNKS)
     page.find("#speak").click()
-    page.wait("!document.getElementById('key-field').hidden")
+    page.wait("document.activeElement.id === 'api-key'")
     assert "in the field “API key”" in page.find("#problem-detail").text
+    assert "A key is needed" in page.find("#problem-detail").text
+    page.find("#api-key").send_keys("another-key", Keys.ENTER)
+    page.wait("document.getElementById('problem-detail').textContent.includes('none of this')")
+    page.find("#api-key").clear()
     page.find("#api-key").send_keys("the-key-of-this-test", Keys.ENTER)
+    page.open(stack.url)
+    assert page.find("#api-key").get_attribute("value") == "the-key-of-this-test"
+    assert page.find("#api-key").is_displayed(), "so that it can be changed or removed"
     page.find("#speak").click()
     page.wait("supertonic.chunksReceived >= 2")
     for kind in ("curl", "python", "javascript"):

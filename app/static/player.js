@@ -132,8 +132,8 @@ function showProblem(problem) {
     ? problem
     : new Problem({ title: "Something went wrong on this page", detail: String(problem) });
   $("problem-title").textContent = shown.title;
-  $("problem-detail").textContent =
-    shown.status === 401 ? "Enter one of this server's keys in the field “API key”." : shown.detail;
+  const where = shown.status === 401 ? " On this page, enter it in the field “API key”." : "";
+  $("problem-detail").textContent = shown.detail + where;
   $("problem").hidden = false;
   const fields = shown.errors.filter(({ field }) => $(`error-${field}`));
   for (const { field, detail } of fields) {
@@ -142,7 +142,10 @@ function showProblem(problem) {
     $(field)?.setAttribute("aria-invalid", "true");
   }
   if (fields.length) $(fields[0].field)?.focus();
-  if (shown.status === 401) $("key-field").hidden = false;
+  if (shown.status === 401) {
+    $("key-field").hidden = false;
+    $("api-key").focus();
+  }
   if (shown.retryAfter) countDown(shown.retryAfter);
 }
 
@@ -353,6 +356,7 @@ $("language").addEventListener("change", () => {
   showSamples();
 });
 $("api-key").value = apiKey.get();
+$("key-field").hidden = !apiKey.get();
 $("api-key").addEventListener("change", () => {
   apiKey.set($("api-key").value);
   settingsChanged();
