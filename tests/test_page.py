@@ -92,6 +92,15 @@ class Page:
     def speech(self) -> dict[str, Any]:
         return self.script("return JSON.parse(JSON.stringify(window.supertonic))")
 
+    def spoken(self, selector: str) -> tuple[str, str]:
+        """An element's accessible name and description, as the browser computes them."""
+        cdp = self.driver.execute_cdp_cmd
+        root = cdp("DOM.getDocument", {})["root"]["nodeId"]
+        node = cdp("DOM.querySelector", {"nodeId": root, "selector": selector})
+        only = {**node, "fetchRelatives": False}
+        (found,) = cdp("Accessibility.getPartialAXTree", only)["nodes"]
+        return found["name"]["value"].strip(), found.get("description", {}).get("value", "")
+
     def console_errors(self) -> list[str]:
         entries = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
@@ -538,6 +547,26 @@ def test_a_server_with_keys_asks_for_one_and_its_examples_know(
         page.find(f"input[value={kind}]").click()
         snippet = page.find("#snippet").text
         assert "Bearer KEY" in snippet and "the-key-of-this-test" not in snippet
+
+
+def test_screen_readers_hear_names_without_figures(page: Page) -> None:
+    assert page.spoken("#speak") == ("Speak", "")
+    assert page.spoken("#stop") == ("Stop", "")
+    assert "Control+Enter" in page.find("#speak").get_attribute("aria-keyshortcuts")
+    assert page.spoken("#seed") == ("Seed", "")
+    page.set(text="🙂", seed="")
+    page.find("#speak").click()
+    page.wait("!document.getElementById('error-text').hidden")
+    assert page.find("#error-text").text in page.spoken("#text")[1]
+    page.set(text="A name and its figures.")
+    page.find("#speak").click()
+    page.wait("supertonic.chunksReceived === 1")
+    name, description = page.spoken("#chunks button")
+    assert name == "A name and its figures."
+    assert description.startswith("queue ")
+    assert page.spoken("#text")[1] == page.find("#count").text
+    seed = page.find("#seed-last").text
+    assert seed.startswith("Last used: ") and page.spoken("#seed") == ("Seed", seed)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -152,7 +152,10 @@ function showProblem(problem) {
 function clearProblem() {
   clearInterval(countdown);
   $("problem").hidden = $("retry").hidden = true;
-  for (const message of document.querySelectorAll(".field-error")) message.hidden = true;
+  for (const message of document.querySelectorAll(".field-error")) {
+    message.hidden = true;
+    message.textContent = ""; // fields are described by it, hidden or not
+  }
   for (const field of document.querySelectorAll("[aria-invalid]")) {
     field.removeAttribute("aria-invalid");
   }
@@ -215,7 +218,7 @@ function pauseFiles(begun = null) {
 
 function showEvent(event) {
   if (event === "accepted") {
-    $("seed-last").textContent = speech.seed;
+    $("seed-last").textContent = `Last used: ${speech.seed}`;
     $("seed-used").hidden = false;
     waveform.clear(speech.playback.sampleRate);
   }

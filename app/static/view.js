@@ -56,12 +56,15 @@ export class ChunkList {
       `rest ${time(rest / 1000)}`, `batch of ${chunk.batchSize}`,
       `plays at ${time(chunk.from / 1000)} for ${time((chunk.to - chunk.from) / 1000)}`,
     ].join(" · ");
+    const [text, figures] = [`chunk-${index}`, `chunk-${index}-figures`];
     const button = el("button", { type: "button", className: "chunk" },
-      el("span", { className: "chunk-text" }, chunk.text),
+      el("span", { className: "chunk-text", id: text }, chunk.text),
       el("span", { className: "tracks", ariaHidden: "true" },
         el("span", { className: "track made" }, ...made),
         el("span", { className: "track heard" }, bar("play", chunk.from, chunk.to))),
-      el("span", { className: "chunk-numbers quiet number" }, numbers));
+      el("span", { className: "chunk-numbers quiet number", id: figures }, numbers));
+    button.setAttribute("aria-labelledby", text);
+    button.setAttribute("aria-describedby", figures);
     button.addEventListener("click", () => this.onPick(index));
     this.#rows[index] = button; // a chunk that was lost has no row
     this.list.append(el("li", {}, button));
