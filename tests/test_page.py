@@ -330,6 +330,27 @@ def test_a_chunk_that_is_no_longer_kept_is_told_and_the_rest_is_played(page: Pag
     assert (result["title"], result["chunks"]) == (None, [1])
 
 
+def test_a_shortcut_pauses_and_resumes_while_one_types(page: Page) -> None:
+    def press() -> None:
+        page.find("#text").send_keys(Keys.CONTROL, Keys.SHIFT, Keys.ENTER)
+
+    page.set(text=TWO_CHUNKS)
+    press()
+    assert page.speech["state"] == "idle", "there is nothing yet"
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'playing'")
+    job = page.speech["jobId"]
+    press()
+    page.wait("supertonic.state === 'paused'")
+    page.wait("document.getElementById('toggle-words').textContent === 'Resume'")
+    press()
+    page.wait("supertonic.state === 'playing'")
+    assert page.speech["jobId"] == job
+    assert page.find("#text").get_attribute("value") == TWO_CHUNKS
+    assert "Ctrl Shift Enter" in page.find("#toggle-play").text
+    assert page.spoken("#toggle-play")[0] == "Pause"
+
+
 def test_text_without_words_is_explained_beside_the_text_box(page: Page) -> None:
     page.set(text="🙂 🙂")
     page.find("#speak").click()

@@ -280,7 +280,7 @@ function showState(state) {
   document.documentElement.dataset.state = state;
   $("phase").textContent = $("status").textContent = words;
   $("stop").disabled = !["waiting", "playing", "paused"].includes(state);
-  $("toggle-play").textContent = { playing: "Pause", paused: "Resume" }[state] ?? "Play again";
+  $("toggle-words").textContent = { playing: "Pause", paused: "Resume" }[state] ?? "Play again";
   $("toggle-play").disabled = !speech.playback?.pieces.length;
 }
 
@@ -335,7 +335,8 @@ async function copySnippet() {
 function onKey(event) {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    speak();
+    if (!event.shiftKey) speak();
+    else if (!event.repeat) $("toggle-play").click(); // which may be disabled
   } else if (event.key === "Escape") stop();
 }
 
