@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import soundfile
@@ -149,6 +150,44 @@ def test_the_downloaded_file_holds_exactly_the_samples_that_were_played(page: Pa
         done([sampleRate, ...samples]);
     """)
     assert joined == [44100, 1, -2, 32767, -32768, 5]
+
+
+def test_only_what_is_heard_soon_is_scheduled_and_without_a_gap(page: Page) -> None:
+    result = page.driver.execute_async_script("""
+        const done = arguments[0];
+        const starts = [];
+        window.AudioBufferSourceNode = class extends AudioBufferSourceNode {
+          start(at, skip) {
+            starts.push(at);
+            super.start(at, skip);
+          }
+        };
+        const { Playback } = await import("/static/audio.js");
+        const context = new AudioContext({ sampleRate: 24000 });
+        const heard = async (playback) => {
+          while (playback.isSounding) await new Promise((resolve) => setTimeout(resolve, 20));
+          return { starts: starts.splice(0), played: playback.played.size, gaps: playback.gaps };
+        };
+        const playback = new Playback(context, 0.7);
+        const sounds = [];
+        for (let i = 0; i < 12; i++) sounds.push(playback.add(new Int16Array(6000), i, true));
+        const scheduled = starts.length;
+        const whole = { ...(await heard(playback)), scheduled, sounds };
+        playback.played.clear();
+        playback.seek(9 * 6000 + 3000);
+        const sought = await heard(playback);
+        const long = new Playback(context, 0.1); // less than a piece
+        for (let i = 0; i < 4; i++) long.add(new Int16Array(12000), i, true);
+        done({ whole, sought, long: await heard(long) });
+    """)
+    whole, sought, long = result["whole"], result["sought"], result["long"]
+    assert whole["scheduled"] <= 4
+    assert np.diff(whole["starts"]) == pytest.approx(np.full(11, 0.25))
+    assert np.diff(whole["sounds"]) == pytest.approx(np.full(11, 0.25), abs=0.1)
+    assert np.diff(sought["starts"]) == pytest.approx([0.125, 0.25])
+    assert np.diff(long["starts"]) == pytest.approx([0.5, 0.5, 0.5])
+    assert (whole["played"], sought["played"], long["played"]) == (12, 3, 4)
+    assert [part["gaps"] for part in (whole, sought, long)] == [0, 0, 0]
 
 
 def test_events_are_the_same_however_the_network_cuts_them(page: Page) -> None:

@@ -5,6 +5,8 @@
 const LEAD_S = 0.03;
 // A chunk that would have to start sooner than this counts as late.
 const LATE_S = 0.005;
+// How far ahead of the sound pieces are scheduled: a scheduled one takes three times its memory.
+const AHEAD_S = 60;
 
 /** Reads a 16-bit mono WAV held in base64. Returns {sampleRate, samples: Int16Array}. */
 export function decodeWav(base64) {
@@ -53,8 +55,8 @@ export function encodeWav(pieces, sampleRate) {
 
 /** Plays pieces in order. `add` them as they arrive; `seek` may jump anywhere in what is here. */
 export class Playback {
-  // A piece is a chunk or a slice of one: {chunk, isLast, start, samples, buffer}; chunk is its
-  // number, start counts samples from the beginning of the speech.
+  // A piece is a chunk or a slice of one: {chunk, isLast, start, samples}; chunk is its number,
+  // start counts samples from the beginning of the speech.
   pieces = [];
   length = 0; // samples received
   gaps = 0;
@@ -62,21 +64,22 @@ export class Playback {
   played = new Set(); // chunks heard to their end
   #scheduled = []; // {chunk, at, from, length}: at = sample on the context's own clock
   #sources = new Set();
+  #upcoming = 0; // the first piece that is not scheduled yet
   #next = null; // sample on the context's clock where the next chunk belongs; null = not started
 
-  constructor(context) {
-    this.context = context;
+  constructor(context, aheadS = AHEAD_S) {
+    Object.assign(this, { context, aheadS });
     this.sampleRate = context.sampleRate;
   }
 
-  /** Takes the next piece and schedules it. Returns seconds from now until it sounds. */
+  /** Takes the next piece. Returns seconds from now until it sounds. */
   add(samples, chunk, isLast) {
-    const buffer = this.context.createBuffer(1, Math.max(samples.length, 1), this.sampleRate);
-    buffer.getChannelData(0).set(Float32Array.from(samples, (sample) => sample / 32768));
-    const piece = { chunk, isLast, start: this.length, samples, buffer };
+    const piece = { chunk, isLast, start: this.length, samples };
     this.pieces.push(piece);
     this.length += samples.length;
-    return this.#schedule(piece, 0);
+    this.#fill();
+    const { at, from } = this.#scheduled.at(-1); // this piece, or one before it
+    return (at + piece.start - from - this.#now()) / this.sampleRate;
   }
 
   /** The sample with which a chunk begins. */
@@ -88,11 +91,11 @@ export class Playback {
   seek(sample) {
     const target = Math.min(Math.max(Math.round(sample), 0), Math.max(this.length - 1, 0));
     this.silence();
-    for (const piece of this.pieces) {
-      if (target < piece.start + piece.samples.length) {
-        this.#schedule(piece, Math.max(target - piece.start, 0));
-      }
-    }
+    const first = this.pieces.findIndex(({ start, samples }) => target < start + samples.length);
+    if (first < 0) return; // nothing but empty pieces
+    this.#upcoming = first + 1;
+    this.#schedule(this.pieces[first], target - this.pieces[first].start);
+    this.#fill();
     this.context.resume();
   }
 
@@ -123,19 +126,35 @@ export class Playback {
     return this.context.currentTime * this.sampleRate;
   }
 
-  #schedule({ chunk, isLast, start, samples, buffer }, skip) {
-    const at = this.#place();
-    const source = new AudioBufferSourceNode(this.context, { buffer });
+  /** Schedules pieces until there is enough ahead, and always one behind the one that sounds. */
+  #fill() {
+    const isEnough = () =>
+      this.#sources.size > 1 && this.#next - this.#now() >= this.aheadS * this.sampleRate;
+    while (this.#upcoming < this.pieces.length && !isEnough()) {
+      this.#schedule(this.pieces[this.#upcoming++], 0);
+    }
+  }
+
+  #schedule({ chunk, isLast, start, samples }, skip) {
+    const source = new AudioBufferSourceNode(this.context, { buffer: this.#buffer(samples) });
     source.connect(this.context.destination);
     source.onended = () => {
       this.#sources.delete(source);
       if (isLast) this.played.add(chunk);
+      this.#fill();
     };
+    const at = this.#place();
     source.start(at / this.sampleRate, skip / this.sampleRate);
     this.#sources.add(source);
     this.#scheduled.push({ chunk, at, from: start + skip, length: samples.length - skip });
     this.#next = at + samples.length - skip;
-    return at / this.sampleRate - this.context.currentTime;
+  }
+
+  #buffer(samples) {
+    const buffer = this.context.createBuffer(1, Math.max(samples.length, 1), this.sampleRate);
+    const floats = buffer.getChannelData(0);
+    for (let i = 0; i < samples.length; i++) floats[i] = samples[i] / 32768;
+    return buffer;
   }
 
   #place() {
