@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 from tasks.logs import facts
@@ -35,29 +35,35 @@ class Playback:
 class ListenerWatch:
     """Watches the items of a following go to their listener."""
 
-    def __init__(self, job: Job, meter: Meter, after: int) -> None:
+    def __init__(
+        self, job: Job, meter: Meter, after: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.job = job
         self.meter = meter
+        self.clock = clock
         # Who comes back in the middle, or later, says nothing about waiting for the beginning.
         self.is_whole = job.kind is Kind.STREAM and job.state is State.QUEUED and after == -1
         self.playback = Playback()
         self.chunks = 0
         self.first_audio_s: float | None = None
         self.ending: str = "left"
-        self._began = time.monotonic()
+        self._began = clock()
 
     def watch(self, items: Generator[T, None, None]) -> Iterator[T]:
         """The same items. When the caller asks for the next one, it has written the last."""
+        waited_s = 0.0  # since the last sound: items without any come about once a second
         try:
             while True:
-                asked = time.monotonic()
+                asked = self.clock()
                 item = next(items, None)
                 if item is None:
                     return
-                now = time.monotonic()
+                now = self.clock()
+                waited_s += now - asked
                 n_samples, state = getattr(item, "n_samples", None), getattr(item, "state", None)
                 if n_samples is not None:
-                    self.playback.add(now, n_samples / self.job.sample_rate, now - asked)
+                    self.playback.add(now, n_samples / self.job.sample_rate, waited_s)
+                    waited_s = 0.0
                     self.chunks += getattr(item, "is_last", True)
                 if state is not None:
                     self.ending = state.value
@@ -88,7 +94,7 @@ class ListenerWatch:
                 ending=self.ending,
                 chunks=self.chunks,
                 of=self.job.count,
-                seconds=time.monotonic() - self._began,
+                seconds=self.clock() - self._began,
                 **about,
             ),
         )

@@ -14,6 +14,7 @@ from app.follow import Ended, Gap, Quiet, Spoken, follow
 from app.jobs import Speech
 from tasks.events import ChunkResult, EventStore
 from tasks.jobfiles import JobFiles
+from tasks.measures import UNDERRUN, read, readings
 from tasks.messages import State
 from tasks.settings import Settings
 from tasks.workers import WorkerRecords
@@ -130,6 +131,27 @@ def test_chunks_whose_sound_is_gone_when_the_job_is_done_are_gaps(
     assert rest == [Gap(1), Gap(2), Ended(State.DONE)]
     stored = store.job("job")
     assert stored is not None and (stored.state, stored.done) == (State.DONE, 3)
+
+
+def test_the_silence_of_a_stream_that_stands_still_is_measured_whole(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 2), some_pieces(2)
+    store.create(job, pieces, 60)
+    speech = a_speech(store, bell, tmp_path)
+    store.publish([ChunkResult("job", 0, bytes(10), {}, 60)])
+    began, n_quiet = time.monotonic(), 0
+    for item in follow(speech, job, pieces):
+        n_quiet += isinstance(item, Quiet)
+        if isinstance(item, Spoken) and item.index == 1:
+            silence_s = time.monotonic() - began - 0.3  # the pause behind the first
+        elif n_quiet == 2:
+            store.publish([ChunkResult("job", 1, bytes(10), {}, 60)])
+            n_quiet = 0
+    speech.meter.send(client)
+    measured = readings(UNDERRUN, read(client)[0])[()]
+    assert silence_s > 1.2 and measured.total == pytest.approx(silence_s, abs=0.2)
 
 
 def _types(line: Line) -> list[str]:

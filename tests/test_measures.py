@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Generator
 
 import pytest
 import redis
 
-from app.delivery import Playback
+from app.delivery import ListenerWatch, Playback
+from app.follow import Ended, Item, Quiet, Spoken
 from tasks.events import connect
 from tasks.measures import (
     ALL,
@@ -20,6 +22,8 @@ from tasks.measures import (
     readings,
     worker_key,
 )
+from tasks.messages import State
+from tests.examples import a_job
 from tests.exposition import read_metrics, value
 from tests.stack import Stack, wait_for
 
@@ -142,6 +146,27 @@ def test_a_client_that_reads_slowly_makes_its_own_gaps() -> None:
     # The chunk was there at once when we asked for it, but writing the one before took 9 s.
     playback.add(now=19.0, seconds=2.0, waited_s=0.001)
     assert playback.underrun_s == pytest.approx(0.001)
+
+
+def test_a_long_silence_counts_whole_though_a_sign_of_life_comes_every_second() -> None:
+    job, now = a_job(count=2), 10.0
+
+    def items() -> Generator[Item, None, None]:
+        nonlocal now
+        half_a_second = job.sample_rate // 2
+        yield Spoken(0, "one", b"", half_a_second, {})
+        for _ in range(3):
+            now += 1.0
+            yield Quiet()
+        now += 0.25
+        yield Spoken(1, "two", b"", half_a_second, {})
+        yield Ended(State.DONE)
+
+    watch = ListenerWatch(job, Meter(), -1, clock=lambda: now)
+    for item in watch.watch(items()):
+        if isinstance(item, Quiet):
+            now += 0.5  # writing the sign of life: the client's silence, not ours
+    assert watch.playback.underrun_s == pytest.approx(3.25)
 
 
 # -- what a scrape shows -----------------------------------------------------------------------
