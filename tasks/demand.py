@@ -6,7 +6,7 @@ is kept by the scripts that store, publish and end jobs (tasks/scripts.py), so i
 same step as they do:
 
 - ``supertonic:work:J``: what job J still has to come, by chunk index, its owner, and whether it
-  is ``held`` because the job is paused, so that the sums are without it;
+  is ``held`` because the job is paused: then it is in its owner's sum alone;
 - ``supertonic:queued``: sums, of ``first`` and ``later`` chunks of listeners, of ``long`` jobs,
   and of each owner as ``listener:OWNER`` and ``long:OWNER``;
 - ``supertonic:demand``: work of later chunks by the quarter second in which a listener needs it.
@@ -34,11 +34,14 @@ local function count(key, field, ms)
 end
 
 -- Work is 'ms:due:group', due being a quarter second. ``add`` takes a sum's key, its field, and ms.
-local function book(owner, work, sign, add)
+-- What is held delays nobody, but is its owner's: pausing makes no room for more.
+local function book(owner, is_held, work, sign, add)
   local ms, due, group = string.match(work, '^(%d+):(%d+):(%a+)$')
   ms = sign * ms
-  add(QUEUED, group, ms)
-  if group == 'later' then add(DEMAND, due, ms) end
+  if not is_held then
+    add(QUEUED, group, ms)
+    if group == 'later' then add(DEMAND, due, ms) end
+  end
   if owner ~= '' then
     add(QUEUED, (group == 'long' and 'long:' or 'listener:') .. owner, ms)
   end
@@ -50,20 +53,19 @@ local function discharge(job_id, index)
   local work, owner, is_held = unpack(known)
   if not work then return nil end
   redis.call('HDEL', key, index)
-  if not is_held then book(owner or '', work, -1, count) end
+  book(owner or '', is_held, work, -1, count)
   return work
 end
 
--- A paused job's work is kept, but not among the sums.
+-- A paused job's work is kept, but among no sum except its owner's, which stays as it is.
 local function hold(job_id, is_held)
   local key = P .. 'work:' .. job_id
   local fields = redis.call('HGETALL', key)
   if #fields == 0 then return end
-  local owner = redis.call('HGET', key, 'owner') or ''
   if is_held == (redis.call('HEXISTS', key, 'held') == 1) then return end
   if is_held then redis.call('HSET', key, 'held', 1) else redis.call('HDEL', key, 'held') end
   for i = 1, #fields, 2 do
-    if tonumber(fields[i]) then book(owner, fields[i + 1], is_held and -1 or 1, count) end
+    if tonumber(fields[i]) then book('', false, fields[i + 1], is_held and -1 or 1, count) end
   end
 end
 
@@ -79,7 +81,7 @@ local function charge(job_id, index, work)
   discharge(job_id, index)
   redis.call('HSET', key, index, work)
   local known = redis.call('HMGET', key, 'owner', 'held')
-  if not known[2] then book(known[1] or '', work, 1, count) end
+  book(known[1] or '', known[2], work, 1, count)
 end
 
 local function close_account(job_id)
@@ -105,10 +107,10 @@ local function settle()
     if not lives or #fields == 0 then
       redis.call('DEL', key)
       redis.call('SREM', CHARGED, job_id)
-    elseif redis.call('HEXISTS', key, 'held') == 0 then
-      local owner = redis.call('HGET', key, 'owner') or ''
+    else
+      local owner, is_held = unpack(redis.call('HMGET', key, 'owner', 'held'))
       for i = 1, #fields, 2 do
-        if tonumber(fields[i]) then book(owner, fields[i + 1], 1, add) end
+        if tonumber(fields[i]) then book(owner or '', is_held, fields[i + 1], 1, add) end
       end
     end
   end

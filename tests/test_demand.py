@@ -107,26 +107,37 @@ def test_long_jobs_and_owners_have_their_own_sums(store: EventStore) -> None:
     assert queued(store)["long"] == 20_000, "brought from disk, so it is not work any more"
 
 
-def test_a_paused_jobs_work_is_not_among_the_sums_and_takes_nothing_from_them(
+def test_a_paused_jobs_work_is_its_owners_only_and_takes_nothing_from_the_other_sums(
     store: EventStore,
 ) -> None:
     long_jobs = LongJobs(store)
     held = a_stream("held", [10] * 3, Kind.LONG, "ann")
     admit(store, held)
     admit(store, a_stream("other", [4] * 2, Kind.LONG, "ann"))
-    others = {"long": 8000, "long:ann": 8000}
-    assert long_jobs.pause("held") and queued(store) == others
+    assert long_jobs.pause("held") and queued(store) == {"long": 8000, "long:ann": 38_000}
     publish(store, held[1][0])  # was being spoken
-    assert queued(store) == others
+    left = {"long": 8000, "long:ann": 28_000}
+    assert queued(store) == left
     forget_settling(store)
     admit(store, a_stream("third", [1], Kind.LONG, "ann"))
     store.end("third", State.CANCELLED)
-    assert queued(store) == others, "also when the sums are made anew"
-    assert long_jobs.resume("held") and queued(store)["long"] == 28_000
+    assert queued(store) == left, "also when the sums are made anew"
+    assert long_jobs.resume("held") and queued(store) == {"long": 28_000, "long:ann": 28_000}
     assert long_jobs.pause("held") and store.end("held", State.CANCELLED)
-    assert queued(store) == others
+    assert queued(store) == {"long": 8000, "long:ann": 8000}
     store.end("other", State.CANCELLED)
     assert_nothing_is_left(store)
+
+
+def test_pausing_makes_no_room_for_more_within_a_keys_limit(store: EventStore) -> None:
+    limits, long_jobs = replace(OPEN, owner_long_s=100.0), LongJobs(store)
+    taken = []
+    for name in "abcdef":
+        admission = admit(store, a_stream(name, [45], Kind.LONG, "ann"), limits)
+        long_jobs.pause(name)
+        taken += [name] * (admission.reason == "")
+    assert taken == ["a", "b"]
+    assert admit(store, a_stream("g", [45], Kind.LONG, "bob"), limits).reason == ""
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "failed", "forgotten", "chunk failed"])
