@@ -9,7 +9,8 @@ same step as they do:
   is ``held`` because the job is paused: then it is in its owner's sum alone;
 - ``supertonic:queued``: sums, of ``first`` and ``later`` chunks of listeners, of ``long`` jobs,
   and of each owner as ``listener:OWNER`` and ``long:OWNER``;
-- ``supertonic:demand``: work of later chunks by the quarter second in which a listener needs it.
+- ``supertonic:demand``: work of later chunks by the quarter second in which a listener needs it,
+  and ``supertonic:demand:OWNER`` the part of it that is an owner's.
 
 Jobs that expired or were lost leave their share behind in the sums, so whoever asks for admission
 has the sums made anew from the jobs that live, every ten seconds at most.
@@ -44,6 +45,7 @@ local function book(owner, is_held, work, sign, add)
   end
   if owner ~= '' then
     add(QUEUED, (group == 'long' and 'long:' or 'listener:') .. owner, ms)
+    if group == 'later' then add(DEMAND .. ':' .. owner, due, ms) end
   end
 end
 
@@ -97,8 +99,11 @@ end
 -- Make the sums anew from the jobs that live. They are added up here: with a call for each of many
 -- thousand chunks everybody else would wait for Redis.
 local function settle()
-  local sums = {[QUEUED] = {}, [DEMAND] = {}}
-  local function add(key, field, ms) sums[key][field] = (sums[key][field] or 0) + ms end
+  local sums = {}
+  local function add(key, field, ms)
+    sums[key] = sums[key] or {}
+    sums[key][field] = (sums[key][field] or 0) + ms
+  end
   for _, job_id in ipairs(redis.call('SMEMBERS', CHARGED)) do
     local key = P .. 'work:' .. job_id
     local state = redis.call('HGET', P .. 'job:' .. job_id, 'state')
@@ -114,6 +119,10 @@ local function settle()
       end
     end
   end
+  for _, field in ipairs(redis.call('HKEYS', QUEUED)) do
+    local owner = string.match(field, '^listener:(.*)')
+    if owner then redis.call('DEL', DEMAND .. ':' .. owner) end
+  end
   redis.call('DEL', QUEUED, DEMAND)
   for key, fields in pairs(sums) do
     for field, ms in pairs(fields) do redis.call('HSET', key, field, ms) end
@@ -126,9 +135,16 @@ end
 # comes in time when the workers can do all that is due before it, with a margin, at a share of
 # their rate. Returns the reason for a refusal or '', the wait, and when it would be let in.
 JUDGE = """
-local DELAYS = {0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 90, 120, 180, 300, 600}
+local DELAYS = {1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 90, 120, 180, 300, 600}
+local LONGEST = DELAYS[#DELAYS] * 1000
 
-local function judge_listener(now, plan, limits)
+-- How much of what waits must be gone before its owner's limit lets it in. Who has nothing waiting
+-- may always ask, however much.
+local function excess(mine, ms, limit)
+  return limit > 0 and math.max(0, math.min(mine, mine + ms - limit)) or 0
+end
+
+local function judge_listener(now, owner, plan, limits)
   local rate = limits.rate
   local ahead, dues, demand = number(QUEUED, 'first'), {}, redis.call('HGETALL', DEMAND)
   for i = 1, #demand, 2 do
@@ -136,6 +152,26 @@ local function judge_listener(now, plan, limits)
     if at <= 0 then ahead = ahead + ms else table.insert(dues, {at, ms}) end
   end
   table.sort(dues, function(a, b) return a[1] < b[1] end)
+
+  -- When its owner's limit has room: what is due first is spoken first, whoever needs it, but for
+  -- what a worker has just begun.
+  local function room_at()
+    local mine = number(QUEUED, 'listener:' .. owner)
+    local too_much = excess(mine, plan.ms, limits.owner)
+    if too_much == 0 then return 0 end
+    local own, gone, all = {}, mine, ahead
+    local later = redis.call('HGETALL', DEMAND .. ':' .. owner)
+    for i = 1, #later, 2 do
+      local at, ms = later[i] * BUCKET - now, tonumber(later[i + 1])
+      if at > 0 then own[at], gone = ms, gone - ms end
+    end
+    for _, due in ipairs(dues) do
+      if gone >= too_much then break end
+      all, gone = all + due[2], gone + (own[due[1]] or 0)
+    end
+    return all / rate + limits.margin
+  end
+  local has_room_at = room_at()
 
   local function wait_after(delay)
     if plan.first == 0 then return 0 end
@@ -173,7 +209,9 @@ local function judge_listener(now, plan, limits)
   end
 
   local function refusal(delay)
-    if limits.wait > 0 and ahead > rate * delay and wait_after(delay) > limits.wait then
+    if delay < has_room_at then return 'owner' end
+    if limits.wait == 0 then return '' end
+    if ahead > rate * delay and wait_after(delay) > limits.wait then
       return 'wait'
     end
     if not fits(delay) then return 'dry' end
@@ -182,12 +220,34 @@ local function judge_listener(now, plan, limits)
 
   local reason, retry = refusal(0), 0
   if reason ~= '' then
-    retry = DELAYS[#DELAYS] * 1000
-    for i = 2, #DELAYS do
-      if refusal(DELAYS[i] * 1000) == '' then retry = DELAYS[i] * 1000 break end
+    retry = math.max(has_room_at, LONGEST)
+    if refusal(has_room_at) == '' then return reason, wait_after(0), has_room_at end
+    for _, delay in ipairs(DELAYS) do
+      if refusal(delay * 1000) == '' then retry = delay * 1000 break end
     end
   end
   return reason, wait_after(0), retry
+end
+
+-- May a long job? It comes after all other work.
+local function judge_long(owner, plan, limits)
+  local listeners, long = number(QUEUED, 'first') + number(QUEUED, 'later'), number(QUEUED, 'long')
+  local before, rate, reason, retry = listeners + long, limits.rate, '', 0
+  local wait = (before + plan.long) / rate
+  if limits.long_wait > 0 and before > 0 and wait > limits.long_wait then
+    reason, retry = 'long', math.min(before / rate, wait - limits.long_wait)
+  end
+  local mine = number(QUEUED, 'long:' .. owner)
+  local too_much = excess(mine, plan.long, limits.owner_long)
+  if too_much > 0 then
+    -- Long jobs have their turns, so each of the others has as much spoken meanwhile, if it has as
+    -- much; and a chunk counts until all of it is spoken. What is paused is not foreseeable.
+    local others = redis.call('ZCARD', P .. 'open') - 1
+    local first = listeners + too_much + math.min(math.max(0, long - mine), too_much * others)
+    local gone_at = math.min(before, first) / rate + limits.margin
+    reason, retry = 'owner', math.max(retry, long < too_much and LONGEST or gone_at)
+  end
+  return reason, wait, retry
 end
 
 local function judge(now, owner, plan, limits)
@@ -195,21 +255,9 @@ local function judge(now, owner, plan, limits)
   if redis.call('SET', P .. 'settled', 1, 'NX', 'EX', SETTLE_S) then settle() end
   local reason, wait, retry
   if plan.long > 0 then
-    local before = number(QUEUED, 'first') + number(QUEUED, 'later') + number(QUEUED, 'long')
-    wait = (before + plan.long) / limits.rate
-    reason = limits.long_wait > 0 and before > 0 and wait > limits.long_wait and 'long' or ''
-    retry = wait - limits.long_wait
+    reason, wait, retry = judge_long(owner, plan, limits)
   else
-    reason, wait, retry = judge_listener(now, plan, limits)
-    if limits.wait == 0 then reason = '' end
-  end
-  if owner ~= '' then
-    local group, limit = 'listener:', limits.owner
-    if plan.long > 0 then group, limit = 'long:', limits.owner_long end
-    local mine = number(QUEUED, group .. owner)
-    if limit > 0 and mine > 0 and mine + plan.ms > limit then
-      reason, retry = 'owner', math.max(retry, (mine + plan.ms - limit) / limits.rate)
-    end
+    reason, wait, retry = judge_listener(now, owner, plan, limits)
   end
   return reason, math.floor(wait), math.ceil(retry)
 end

@@ -160,9 +160,8 @@ def test_a_job_that_ends_early_leaves_nothing_on_the_account(
 
 
 def assert_nothing_is_left(store: EventStore) -> None:
-    for name in ("queued", "demand", "charged"):
-        assert not store.redis.exists(f"supertonic:{name}"), name
-    assert not store.redis.keys("supertonic:work:*")
+    for name in ("queued", "demand", "demand:*", "charged", "work:*"):
+        assert not store.redis.keys(f"supertonic:{name}"), name
 
 
 def test_jobs_that_vanished_are_taken_off_the_account_by_whoever_asks_next(
@@ -251,11 +250,54 @@ def test_an_owner_may_have_so_much_waiting_and_no_more(store: EventStore) -> Non
     limits = replace(OPEN, owner_s=10.0, owner_long_s=100.0)
     assert admit(store, a_stream("a", [4, 4], owner="ann"), limits).reason == ""
     refused = admit(store, a_stream("b", [4], owner="ann"), limits)
-    assert refused.reason == "owner" and refused.retry_after_s == pytest.approx(0.2)
+    assert refused.reason == "owner"
+    assert refused.retry_after_s == 0.7, "a chunk of 4 s, after what may just have been begun"
     assert admit(store, a_stream("c", [4], owner="bob"), limits).reason == ""
     assert admit(store, a_stream("d", [4]), limits).reason == "", "without keys there are no owners"
     assert admit(store, a_stream("e", [90], Kind.LONG, "ann"), limits).reason == ""
     assert admit(store, a_stream("f", [20], Kind.LONG, "ann"), limits).reason == "owner"
+
+
+def test_a_key_waits_as_long_as_others_go_before_its_own(store: EventStore) -> None:
+    limits = replace(OPEN, owner_s=50.0)
+    admit(store, a_stream("bob", [2] + [10] * 300, owner="bob"))
+    admit(store, a_stream("ann", [5] * 9, owner="ann"))
+
+    def told(lengths: list[float]) -> float:
+        refused = admit(store, a_stream("more", lengths, owner="ann"), limits)
+        assert refused.reason == "owner"
+        return refused.retry_after_s
+
+    # 15 s of ann's must go: up to her third chunk, and two of bob's are due before that.
+    assert told([5] * 4) == 3.0
+    assert told([5] * 100) == 9.0, "more than the limit: when she has nothing waiting"
+    forget_settling(store)
+    assert told([5] * 4) == 3.0
+
+
+def test_a_keys_long_jobs_have_their_turns_with_others(store: EventStore) -> None:
+    limits = replace(OPEN, owner_long_s=100.0)
+    admit(store, a_stream("ann", [10] * 10, Kind.LONG, "ann"), limits)
+
+    def told() -> float:
+        refused = admit(store, a_stream("more", [10] * 2, Kind.LONG, "ann"), limits)
+        assert refused.reason == "owner"
+        return refused.retry_after_s
+
+    assert told() == 2.3, "alone: 20 s at 10 per second, and what a chunk may take longer"
+    for number in range(3):
+        admit(store, a_stream(f"bob{number}", [900], Kind.LONG, "bob"))
+    assert told() == 8.3
+    admit(store, a_stream("listener", [50]))
+    assert told() == 13.3, "listeners go first"
+
+
+def test_nobody_knows_when_a_key_resumes_what_it_paused(store: EventStore) -> None:
+    limits = replace(OPEN, owner_long_s=100.0)
+    admit(store, a_stream("held", [100], Kind.LONG, "ann"))
+    LongJobs(store).pause("held")
+    refused = admit(store, a_stream("more", [1], Kind.LONG, "ann"), limits)
+    assert (refused.reason, refused.retry_after_s) == ("owner", 600.0)
 
 
 # -- the promise, against a virtual clock ---------------------------------------------------
@@ -344,3 +386,65 @@ def test_at_overload_what_was_admitted_is_gapless_and_the_workers_are_kept_busy(
     assert result.busy_s > 0.7 * 60
     assert result.retried_in > 0
     assert_nothing_is_left(store)
+
+
+class Speaker:
+    """A worker at a pace, which speaks what has the lowest turn first."""
+
+    def __init__(self, store: EventStore, clock: Clock, rate: float) -> None:
+        self.store, self.clock, self.rate = store, clock, rate
+        self.waiting: list[tuple[float, str, int, Chunk]] = []
+        self.turn = 0.0
+        self.speaking: tuple[float, Chunk] | None = None
+
+    def add(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            # A listener's when it is due; long jobs take turns, from now on.
+            is_long = chunk.kind is Kind.LONG
+            turn = self.turn + chunk.index if is_long else self.clock.now + chunk.due
+            heapq.heappush(self.waiting, (turn, chunk.job_id, chunk.index, chunk))
+
+    def speak_until(self, until: float) -> None:
+        while self.speaking or self.waiting:
+            if self.speaking is None:
+                self.turn, _, _, chunk = heapq.heappop(self.waiting)
+                self.speaking = (self.clock.now + chunk.seconds / self.rate, chunk)
+            ends_at, chunk = self.speaking
+            if ends_at > until:
+                break
+            self.clock.now, self.speaking = ends_at, None
+            publish(self.store, chunk)
+        self.clock.now = until
+
+
+@pytest.mark.parametrize("kind", [Kind.STREAM, Kind.LONG])
+def test_whom_a_keys_limit_refused_is_let_in_when_he_comes_as_told(
+    store: EventStore, clock: Clock, kind: Kind
+) -> None:
+    """Nobody else comes meanwhile."""
+    limits = AdmissionLimits(rate=10.0, wait_s=5.0, owner_s=40.0, owner_long_s=40.0)
+    speaker, rng = Speaker(store, clock, 10.0), random.Random(1)
+    n_refused = n_again = n_in_half = 0
+    for number in range(500):
+        lengths = [rng.uniform(1, 5) for _ in range(rng.randrange(1, 13))]
+        stream = a_stream(f"{number}", lengths, kind, rng.choice(["ann", "bob", "cid"]))
+        admission = admit(store, stream, limits)
+        if admission.reason == "owner":
+            n_refused += 1
+            half_s = admission.retry_after_s / 2
+            speaker.speak_until(clock.now + half_s)
+            admission = admit(store, stream, limits)
+            if admission.reason:
+                speaker.speak_until(clock.now + half_s)
+                admission = admit(store, stream, limits)
+                n_again += admission.reason != ""
+            else:
+                n_in_half += 1
+        if admission.reason == "":
+            speaker.add(stream[1])
+        if kind is Kind.LONG:
+            LongJobs(store).places()  # as whoever accepts a long job: those that ended are left out
+        speaker.speak_until(clock.now + rng.expovariate(1.0))
+    assert n_refused > 50
+    assert n_again <= 0.03 * n_refused
+    assert n_in_half < 0.5 * n_refused, "nor is anybody told to come much too late"
