@@ -15,11 +15,13 @@ import pytest
 import requests
 import websocket
 
+from tasks.workers import WorkerRecords
 from tests.sse import read_events
 from tests.stack import Stack, wait_for
 
 # Seconds of sound per second that the worker makes.
 PACE = 8.0
+ANNA, BERT = "a-key-of-annas", "a-key-of-berts"
 SENTENCE = "This is a sentence of about three or four seconds, no more. "
 
 
@@ -151,6 +153,85 @@ def test_every_way_in_is_closed_while_the_workers_are_taken_and_open_again_after
     connection.send(json.dumps({"type": "speak", "text": "Hello."}))
     assert json.loads(connection.recv())["type"] == "accepted"
     connection.close()
+
+
+# -- the limits of a key --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A service with a worker so slow that what waits hardly changes from one request to the next,
+    and only its keys have limits.
+    """
+    settings = {
+        "PACE": "4",
+        "SUPERTONIC_API_KEYS": f"{ANNA},{BERT}",
+        "SUPERTONIC_KEY_QUEUE_S": "20",
+        "SUPERTONIC_KEY_LONG_QUEUE_S": "60",
+    }
+    stack = Stack(tmp_path_factory.mktemp("keyed"), **settings)
+    try:
+        stack.start_redis()
+        stack.start_worker(app="tests.paced_worker")
+        stack.start_files()
+        stack.start_web()
+        stack.wait_ready()
+        yield stack
+    finally:
+        stack.stop_all()
+
+
+def post(stack: Stack, key: str, path: str, n_sentences: int) -> requests.Response:
+    headers = {"Authorization": f"Bearer {key}"}
+    body = {"text": SENTENCE * n_sentences}
+    return requests.post(stack.url + path, json=body, headers=headers, stream=True, timeout=60)
+
+
+def account(stack: Stack) -> dict[str, float]:
+    """Seconds of work that wait, by what the account sums them up for; and the workers' rate."""
+    sums: dict[str, float] = {"first": 0.0, "later": 0.0, "long": 0.0}
+    for name, ms in stack.redis.hgetall("supertonic:queued").items():
+        sums[name.decode().partition(":")[0] + ("_of_key" if b":" in name else "")] = int(ms) / 1000
+    (worker,) = WorkerRecords(stack.redis).living()
+    return sums | {"rate": worker.throughput}
+
+
+def told(refused: requests.Response) -> int:
+    assert refused.status_code == 429
+    assert refused.json()["reason"] == "key_queue"
+    assert refused.json()["retry_after_seconds"] == int(refused.headers["Retry-After"])
+    return int(refused.headers["Retry-After"])
+
+
+def test_a_key_with_too_much_waiting_is_told_when_that_is_spoken(keyed: Stack) -> None:
+    with post(keyed, ANNA, "/synthesize/stream", 10) as first:
+        assert first.status_code == 200, "more than the limit, but nothing else of hers waits"
+        refused = post(keyed, ANNA, "/synthesize/stream", 1)
+        waits = account(keyed)
+        # Nobody else's waits, so of hers must go what is above 20 s, and room for a sentence.
+        least_s = (waits["listener_of_key"] - 20) / waits["rate"]
+        assert least_s > 3, "or this test says nothing"
+        assert least_s < told(refused) < 1.2 * (least_s + (20 + 8) / waits["rate"]) + 2
+        with post(keyed, BERT, "/synthesize/stream", 1) as other:
+            assert other.status_code == 200
+    wait_for(lambda: not keyed.redis.exists("supertonic:queued"), 30, "nothing waits")
+
+
+def test_a_keys_long_jobs_have_a_limit_of_their_own(keyed: Stack) -> None:
+    jobs = [(ANNA, post(keyed, ANNA, "/synthesize/long", 14))]
+    waits = account(keyed)
+    alone = told(post(keyed, ANNA, "/synthesize/long", 14))
+    excess_s = 2 * waits["long_of_key"] - 60
+    assert 20 < excess_s < waits["long_of_key"]
+    # A little has been spoken meanwhile; and what a chunk may take longer, and the spread.
+    assert 0.8 * excess_s < alone * waits["rate"] < 1.2 * (excess_s + 0.3 + 8) + 2 * waits["rate"]
+    jobs.append((BERT, post(keyed, BERT, "/synthesize/long", 14)))
+    assert [job.status_code for _, job in jobs] == [202, 202]
+    shared = told(post(keyed, ANNA, "/synthesize/long", 14))
+    assert shared > 1.3 * alone, "the other's job has its turns"
+    for key, job in jobs:
+        headers = {"Authorization": f"Bearer {key}"}
+        requests.delete(f"{keyed.url}/jobs/{job.json()['job_id']}", headers=headers, timeout=10)
 
 
 # -- equal requests -------------------------------------------------------------------------
