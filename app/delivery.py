@@ -61,14 +61,16 @@ class ListenerWatch:
                 now = self.clock()
                 waited_s += now - asked
                 n_samples, state = getattr(item, "n_samples", None), getattr(item, "state", None)
-                if n_samples is not None:
+                # Of what an encoder still keeps to itself nothing can be written yet.
+                if n_samples:
                     self.playback.add(now, n_samples / self.job.sample_rate, waited_s)
                     waited_s = 0.0
+                if n_samples is not None:
                     self.chunks += getattr(item, "is_last", True)
                 if state is not None:
                     self.ending = state.value
                 yield item
-                if n_samples is not None and self.first_audio_s is None:
+                if n_samples and self.first_audio_s is None:
                     self._first_written()
         finally:
             items.close()

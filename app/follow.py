@@ -7,6 +7,7 @@ time, leave, and be replaced by another.
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from queue import Empty
 
@@ -15,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 from app.care import LOOK_S, Care
 from app.delivery import ListenerWatch
+from app.encoding import Encoder
 from app.jobs import Speech
 from tasks.events import Event, position
 from tasks.messages import Job, Kind, Piece, State
@@ -26,7 +28,6 @@ logger = logging.getLogger(__name__)
 DELIVERED_ONCE_S = 1
 # More than this is not fetched before it is written: a client may read slowly.
 AT_ONCE_SAMPLES = 250_000
-
 # Of a slice. Clients bound a WebSocket's message (1 MiB in Python's websockets) and an event's line
 # (512 KB in aiohttp), and a chunk may be longer.
 PART_SAMPLES = 131_072
@@ -36,7 +37,8 @@ PART_SAMPLES = 131_072
 class Spoken:
     """Chunk ``index`` with its pause: ``pcm`` is s16le mono, None where it was not asked for.
 
-    Or a part of it: from sample ``start`` on, and without the end where ``is_last`` is false.
+    Or a part of it: from sample ``start`` on, and without the end where ``is_last`` is false. With
+    an encoder ``pcm`` is what it gave, maybe nothing yet, and ``n_samples`` went into that.
     """
 
     index: int
@@ -91,6 +93,7 @@ def follow(
     with_audio: bool = True,
     start: int = 0,
     may_return: bool = True,
+    encoder: Encoder | None = None,
 ) -> Iterator[Item]:
     """Chunks after index ``after``, in order, each once; then ``Ended``. Of the first of them only
     what is behind its first ``start`` samples. Where ``job.slices``, chunks come in parts.
@@ -99,8 +102,28 @@ def follow(
     show a sign of life. Redis being away for a while is waited out. Without ``may_return`` nobody
     will follow this job later, so its audio leaves Redis as soon as it is taken.
     """
-    following = _Following(speech, job, pieces, after, with_audio, start, may_return)
-    return ListenerWatch(job, speech.meter, after).watch(following.items())
+    items = _Following(speech, job, pieces, after, with_audio, start, may_return).items()
+    if encoder is not None:
+        items = _encoded(items, encoder)
+    return ListenerWatch(job, speech.meter, after).watch(items)
+
+
+def _encoded(items: Generator[Item, None, None], encoder: Encoder) -> Generator[Item, None, None]:
+    """The items in another format; before the end of a job that is done, what is left of it."""
+    index = n_samples = 0
+    with closing(items):
+        for item in items:
+            if isinstance(item, Spoken) and item.pcm is not None:
+                index, n_samples = item.index, n_samples + item.n_samples
+                sound = encoder.encode(item.pcm)
+                yield replace(item, pcm=sound, n_samples=n_samples if sound else 0)
+                n_samples = 0 if sound else n_samples
+                continue
+            if isinstance(item, Ended) and item.state is State.DONE:
+                for sound in filter(None, encoder.finish()):
+                    yield Spoken(index, "", sound, n_samples, {}, is_last=False)
+                    n_samples = 0
+            yield item
 
 
 class _Following:

@@ -126,16 +126,14 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
         Problem: it cannot be completed; what was sent is then cut off, so that nobody takes it
             for the whole.
     """
-    for item in follow(service, job, pieces, may_return=False):
+    for item in follow(service, job, pieces, may_return=False, encoder=sound):
         match item:
-            case Spoken(pcm=bytes(pcm)):
-                if encoded := sound.encode(pcm):
-                    yield encoded
+            case Spoken(pcm=bytes(part)) if part:
+                yield part
             case Gap():
                 raise failure(job, f"the audio of chunk {item.index} was lost")
             case Ended():
                 check_done(job, item)
-    yield from filter(None, sound.finish())
 
 
 def _broken_off_quietly(job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import requests
 import websocket
 
 from tasks.workers import WorkerRecords
+from tests.exposition import read_metrics, value
 from tests.sse import read_events
 from tests.stack import Stack, wait_for
 
@@ -153,6 +154,39 @@ def test_every_way_in_is_closed_while_the_workers_are_taken_and_open_again_after
     connection.send(json.dumps({"type": "speak", "text": "Hello."}))
     assert json.loads(connection.recv())["type"] == "accepted"
     connection.close()
+
+
+# -- what is measured -----------------------------------------------------------------------
+
+
+def figures(stack: Stack) -> dict[str, float]:
+    families = read_metrics(stack.get("/metrics?format=prometheus").text)
+    names = ("first_audio_seconds", "stream_underrun_seconds")
+    parts = [f"{name}_{part}" for name in names for part in ("count", "sum")]
+    return {part: value(families, f"supertonic_{part}") for part in parts}
+
+
+def test_the_first_sound_of_a_format_that_comes_at_the_end_is_at_the_end(paced: Stack) -> None:
+    wait_for(lambda: not paced.redis.exists("supertonic:queued"), 10, "nothing waits")
+    time.sleep(1.2)  # and all is told of what was before
+    before, asked = figures(paced), time.monotonic()
+    body = {"input": SENTENCE * 5, "response_format": "flac"}
+    url = f"{paced.url}/v1/audio/speech"
+    with requests.post(url, json=body, stream=True, timeout=60) as answer:
+        assert next(answer.iter_content(4)) == b"fLaC"
+        waited_s = time.monotonic() - asked
+        for _ in answer.iter_content(None):
+            pass
+    assert waited_s > 1.5, "or this test says nothing"
+
+    def told() -> dict[str, float] | None:
+        after = figures(paced)
+        found = {name: after[name] - before[name] for name in before}
+        return found if found["first_audio_seconds_count"] else None
+
+    found = wait_for(told, 10, "it is counted")
+    assert found["first_audio_seconds_sum"] == pytest.approx(waited_s, abs=0.5)
+    assert found["stream_underrun_seconds_count"] == 0, "what comes at once has no gaps"
 
 
 # -- the limits of a key --------------------------------------------------------------------
