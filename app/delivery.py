@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tasks.logs import facts
 from tasks.measures import FIRST_AUDIO, UNDERRUN, Meter
-from tasks.messages import Job, Kind, State
+from tasks.messages import Job, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ class ListenerWatch:
     """Watches the items of a following go to their listener."""
 
     def __init__(
-        self, job: Job, meter: Meter, after: int, clock: Callable[[], float] = time.monotonic
+        self, job: Job, meter: Meter, is_asker: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.job = job
         self.meter = meter
         self.clock = clock
-        # Who comes back in the middle, or later, says nothing about waiting for the beginning.
-        self.is_whole = job.kind is Kind.STREAM and job.state is State.QUEUED and after == -1
+        # A stream counts once: who listens too, or comes back, is not who asked for it.
+        self.is_counted = is_asker and job.kind is Kind.STREAM
         self.playback = Playback()
         self.chunks = 0
         self.first_audio_s: float | None = None
@@ -79,14 +79,14 @@ class ListenerWatch:
     def _first_written(self) -> None:
         # Epoch seconds: the request may have been accepted by another process.
         self.first_audio_s = max(0.0, time.time() - self.job.created_at)
-        if self.is_whole:
+        if self.is_counted:
             self.meter.observe(FIRST_AUDIO, self.first_audio_s)
 
     def _close(self) -> None:
-        if self.is_whole and self.playback.pieces > 1:
+        if self.is_counted and self.playback.pieces > 1:
             self.meter.observe(UNDERRUN, self.playback.underrun_s)
         about: dict[str, object] = {}
-        if self.is_whole and self.first_audio_s is not None:
+        if self.is_counted and self.first_audio_s is not None:
             about["first_audio_s"] = self.first_audio_s
             about["underrun_s"] = self.playback.underrun_s
         logger.info(

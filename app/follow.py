@@ -94,18 +94,20 @@ def follow(
     start: int = 0,
     may_return: bool = True,
     encoder: Encoder | None = None,
+    is_asker: bool = True,
 ) -> Iterator[Item]:
     """Chunks after index ``after``, in order, each once; then ``Ended``. Of the first of them only
     what is behind its first ``start`` samples. Where ``job.slices``, chunks come in parts.
 
     ``Quiet`` is yielded about once a second while nothing happens, so that the caller can
     show a sign of life. Redis being away for a while is waited out. Without ``may_return`` nobody
-    will follow this job later, so its audio leaves Redis as soon as it is taken.
+    will follow this job later, so its audio leaves Redis as soon as it is taken. What is measured
+    is how ``is_asker`` fares, the one listener who asked for the job.
     """
     items = _Following(speech, job, pieces, after, with_audio, start, may_return).items()
     if encoder is not None:
         items = _encoded(items, encoder)
-    return ListenerWatch(job, speech.meter, after).watch(items)
+    return ListenerWatch(job, speech.meter, is_asker).watch(items)
 
 
 def _encoded(items: Generator[Item, None, None], encoder: Encoder) -> Generator[Item, None, None]:

@@ -283,7 +283,8 @@ def job_events(job_id: str) -> Response:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
     seen = min(seen, job.count)  # more there cannot be
-    return sse_response(speech(), job, pieces, seen - 1, start=start, with_audio=with_audio)
+    how = {"with_audio": with_audio, "is_asker": False}
+    return sse_response(speech(), job, pieces, seen - 1, start=start, **how)
 
 
 def _last_event_id() -> tuple[int, int]:

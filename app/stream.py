@@ -36,6 +36,7 @@ def sse_response(
     with_audio: bool = True,
     slices: bool = False,
     may_return: bool = True,
+    is_asker: bool = True,
 ) -> Response:
     """A job as Server-Sent Events after event id ``after + 1``; -2 means from the beginning. Of
     the first chunk then, what is behind its first ``start`` samples. Where the client may not
@@ -50,6 +51,7 @@ def sse_response(
         with_audio=with_audio,
         start=start,
         may_return=may_return,
+        is_asker=is_asker,
     )
     events = _events(speech, job, items, after < -1, with_audio, may_return)
     if not may_return:

@@ -162,7 +162,7 @@ def test_a_long_silence_counts_whole_though_a_sign_of_life_comes_every_second() 
         yield Spoken(1, "two", b"", half_a_second, {})
         yield Ended(State.DONE)
 
-    watch = ListenerWatch(job, Meter(), -1, clock=lambda: now)
+    watch = ListenerWatch(job, Meter(), True, clock=lambda: now)
     for item in watch.watch(items()):
         if isinstance(item, Quiet):
             now += 0.5  # writing the sign of life: the client's silence, not ours
