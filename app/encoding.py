@@ -95,6 +95,22 @@ class Wav(Pcm):
         return head + super().encode(pcm)
 
 
+class WholeWav(Pcm):
+    """A WAV file all at once, when its length is known; for sounds that fit into memory."""
+
+    def __init__(self, rate_in: int, rate_out: int) -> None:
+        super().__init__(rate_in, rate_out)
+        self._pcm: list[bytes] = []
+
+    def encode(self, pcm: bytes) -> bytes:
+        self._pcm.append(super().encode(pcm))
+        return b""
+
+    def finish(self) -> Iterator[bytes]:
+        self._pcm += super().finish()
+        yield wav_bytes(b"".join(self._pcm), self.rate)
+
+
 class File(Pcm):
     """MP3 or Opus, sent while it is written."""
 

@@ -18,13 +18,14 @@ from pybase64 import b64encode
 
 from app.access import owner_of
 from app.api import check_done, in_ascii, speech
-from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, encoder
+from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, WholeWav, encoder
 from app.errors import Problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.jobs import Speech
 from app.offer import voices_of
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
 from app.stream import cancelling, failure
+from app.submit import check_text, split
 from supertonic.voices import VOICES
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece
@@ -65,10 +66,14 @@ def create_speech() -> Response:
     rate = body.sample_rate or usual
     if body.response_format == "opus" and rate not in OPUS_RATES:
         rate = OPUS_RATE
+    is_whole = body.response_format == "wav" and job.count == 1
     sound = encoder(body.response_format, job.sample_rate, rate)
+    if is_whole:
+        sound = WholeWav(job.sample_rate, rate)
     parts = cancelling(speech(), job, _sound(speech(), job, pieces, sound))
     # Until the first is there, a failure can still be told by the status.
-    parts = chain([next(parts, b"")], parts)
+    first = next(parts, b"")
+    parts = chain([first], parts)
     if body.stream_format == "sse":
         response = Response(
             _events(speech(), job, parts), content_type="text/event-stream; charset=utf-8"
@@ -76,6 +81,8 @@ def create_speech() -> Response:
     else:
         whole = _broken_off_quietly(job, parts)
         response = Response(whole, content_type=MEDIA_TYPES[body.response_format])
+        if is_whole:
+            response.content_length = len(first)
     response.headers["Cache-Control"] = "no-cache, no-transform"
     response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Job-Id"] = job.job_id
@@ -98,6 +105,9 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
     )
     try:
         is_streamed = body.response_format != "flac"
+        if body.response_format == "wav":
+            check_text(native, speech().settings)
+            is_streamed = len(split(native, speech().settings)) > 1
         return speech().submit(native, Kind.STREAM, owner_of(request), is_streamed)
     except Problem as problem:
         for error in problem.errors:

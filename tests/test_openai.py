@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,25 @@ def test_the_sound_comes_while_the_rest_is_made(client: openai.OpenAI, server: S
             assert answer.headers["X-Request-Id"] == job_id
             assert server.get(f"/jobs/{job_id}").json()["state"] == "running"
             assert sum(map(len, blocks)) > 100_000
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, 16_000])
+def test_a_short_wav_tells_its_length(server: Stack, rate: int) -> None:
+    body = {"input": "Hello.", "voice": "F3", "response_format": "wav", "seed": 7}
+    body |= {"sample_rate": rate}
+    answer = server.post("/v1/audio/speech", body)
+    assert int(answer.headers["Content-Length"]) == len(answer.content) > 10_000
+    with wave.open(io.BytesIO(answer.content)) as wav:
+        assert wav.getframerate() == rate
+        assert 44 + 2 * wav.getnframes() == len(answer.content)
+    if rate == SAMPLE_RATE:
+        spoken = native(server, text="Hello.", voice="F3", seed=7)
+        assert np.array_equal(samples_of(answer.content), spoken)
+    longer = server.post("/v1/audio/speech", body | {"input": TEXT})
+    assert "Content-Length" not in longer.headers
+    assert longer.content[40:44] == b"\xff" * 4
+    events = server.post("/v1/audio/speech", body | {"stream_format": "sse"})
+    assert "Content-Length" not in events.headers and b"speech.audio.done" in events.content
 
 
 def test_closing_the_connection_cancels_the_speech(client: openai.OpenAI, server: Stack) -> None:
