@@ -25,7 +25,6 @@ from app.jobs import Speech
 from app.offer import voices_of
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
 from app.stream import cancelling, failure
-from app.submit import check_text, split
 from supertonic.voices import VOICES
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece
@@ -105,9 +104,6 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
     )
     try:
         is_streamed = body.response_format != "flac"
-        if body.response_format == "wav":
-            check_text(native, speech().settings)
-            is_streamed = len(split(native, speech().settings)) > 1
         return speech().submit(native, Kind.STREAM, owner_of(request), is_streamed)
     except Problem as problem:
         for error in problem.errors:

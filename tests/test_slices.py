@@ -148,14 +148,6 @@ def test_who_does_not_ask_gets_whole_chunks(slow: Stack) -> None:
     assert all("is_last_slice" not in event.data for event in chunks(events))
 
 
-def test_a_wav_that_comes_whole_is_made_whole(slow: Stack) -> None:
-    for kind, is_sliced in (("wav", False), ("pcm", True)):
-        body = {"input": "A sentence of a single chunk, no more.", "response_format": kind}
-        answer = slow.post("/v1/audio/speech", body)
-        said = slow.redis.xrange(f"supertonic:events:{answer.headers['X-Job-Id']}")
-        assert any(fields[b"type"] == b"slice" for _, fields in said) is is_sliced, kind
-
-
 def test_a_stream_can_be_resumed_inside_a_chunk_after_each_slice(slow: Stack) -> None:
     events = stream(slow, slices=True, resumable=True)
     everything, heard = joined(events), 0
