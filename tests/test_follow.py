@@ -176,7 +176,7 @@ def test_a_stream_that_somebody_deleted_is_not_made_again(
     assert isinstance(next(following), Quiet)
     store.forget_job("job")
     (ending,) = [item for item in following if not isinstance(item, Quiet)]
-    assert ending == Ended(State.FAILED, "the job was deleted")
+    assert ending == Ended(State.FAILED, "the job was deleted", 410)
     assert store.job("job") is None
     client.delete("supertonic:gone:job")
     # Lost, and not deleted: it is made again.
