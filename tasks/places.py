@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tasks.redact import without_login
 from tasks.settings import SettingsError
 
 BLOCK_BYTES = 8 << 20
@@ -96,10 +97,14 @@ def _open_url(url: str) -> tuple[Any, str]:
         fs, path = url_to_fs(url)
     except ImportError as error:
         hint = "pip install 'supertonic-server[storage]', and s3fs for s3://, gcsfs for gs://"
-        raise SettingsError(f"SUPERTONIC_JOBS_URL={url!r}: {error} ({hint})") from None
+        raise _refused(url, f"{error} ({hint})") from None
     except ValueError as error:
-        raise SettingsError(f"SUPERTONIC_JOBS_URL={url!r}: {error}") from None
+        raise _refused(url, str(error)) from None
     return fs, str(path).rstrip("/")
+
+
+def _refused(url: str, why: str) -> SettingsError:
+    return SettingsError(without_login(f"SUPERTONIC_JOBS_URL={url!r}: {why}"))
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
@@ -112,4 +117,5 @@ def _telling(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise PlaceAway(f"{url}: {type(error).__name__}: {error}") from error
+        told = without_login(f"{url}: {type(error).__name__}: {error}")
+        raise PlaceAway(told) from error

@@ -1,4 +1,4 @@
-"""Keeps keys out of logs, whoever writes the line."""
+"""Keeps keys and passwords out of logs and answers, whoever writes the line."""
 
 import re
 
@@ -8,8 +8,14 @@ _KEY = re.compile(
 )
 # The password in the address of a Redis.
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^\s/@]+(?=@)")
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str) -> str:
     """The text with every key and password as ``***``."""
     return _PASSWORD.sub(r"\1***", _KEY.sub(r"\1***", text))
+
+
+def without_login(text: str) -> str:
+    """The text with neither user nor password in any address, for what clients see."""
+    return _LOGIN.sub("", redact(text))

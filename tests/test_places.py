@@ -82,6 +82,35 @@ def test_a_url_that_nothing_installed_can_open_is_refused(url: str) -> None:
         Place(url)
 
 
+@pytest.mark.parametrize("url", ["nothing://anna:hush@there/jobs", "s3://anna:hush@bucket/jobs"])
+def test_a_refused_url_is_shown_without_user_and_password(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Place(url)
+    told = str(raised.value)
+    assert "anna" not in told and "hush" not in told and url.replace("anna:hush@", "") in told
+
+
+def test_a_job_tells_of_a_place_that_is_away_without_user_and_password(
+    client: redis.Redis, tmp_path: Path
+) -> None:
+    from tasks.files import JobAdvancer
+
+    client.flushall()
+    # webhdfs:// takes a login and needs nothing installed; nobody listens on that port.
+    files = JobFiles(tmp_path / "data", "webhdfs://anna:hush@127.0.0.1:9/jobs")
+    with pytest.raises(PlaceAway) as raised:
+        files.check_writable()
+    finished(files)
+    advancer = JobAdvancer(client, files)
+    advancer.store.create(a_job("job", 2), some_pieces(2), 60)
+    advancer.advance("job")
+    job = advancer.store.job("job")
+    assert job is not None and job.error is not None
+    for told in (str(raised.value), job.error):
+        assert "webhdfs://127.0.0.1:9/jobs: ConnectionError" in told
+        assert "anna" not in told and "hush" not in told
+
+
 def test_without_fsspec_the_error_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['fsspec'] = None; from tasks.places import Place; Place('s3://a')"
