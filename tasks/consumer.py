@@ -8,7 +8,6 @@ The hub thread (Celery's event loop) owns every Celery and kombu object; the poo
 device. They exchange work through ``_lock`` and ``hub.call_soon``.
 """
 
-import json
 import logging
 import os
 import signal
@@ -28,10 +27,10 @@ from celery.worker.state import task_ready, task_reserved
 from kombu import Consumer
 
 from tasks.batching import BatchLimits, Waiting, take, wait_until
-from tasks.dead_letters import bury
 from tasks.messages import Chunk, Kind, MalformedMessage
 from tasks.over import JobsOver
 from tasks.pace import work
+from tasks.refusing import guard
 from tasks.speaker import EngineBroken, Outcome, Speaker
 from tasks.transport import Channel, QoS
 from tasks.watchdog import Watchdog
@@ -107,7 +106,7 @@ class BatchingConsumer(bootsteps.StartStopStep):
         self.timers: list[Any] = []
         self._over = JobsOver(self.speaker.store.redis, self._drop)
         self._watchdog = Watchdog(self.batch_limit_s, self._hand_back)
-        guard(consumer, self._refuse)
+        self._refuse = guard(consumer, self.speaker.store.redis)
         # The normal consumer leaves these to their own lanes and FILES to the files worker.
         consumer.app.amqp.queues.deselect([*LANES, "files"])
 
@@ -236,14 +235,6 @@ class BatchingConsumer(bootsteps.StartStopStep):
                 return
             self.pulling += 1
         consumer.pool.apply_async(self._pull, callback=_nothing)
-
-    def _refuse(self, reason: str, message: Any) -> None:
-        """A message that cannot be used is kept as a dead letter and done with."""
-        queue = (message.delivery_info or {}).get("routing_key", "")
-        logger.error("a message in %s cannot be used (%s), buried", queue, reason)
-        content = json.dumps({"headers": message.headers, "body": message.body}, default=str)
-        bury(self.speaker.store.redis, str(queue), reason, content)
-        message.ack_log_error(logger, self.consumer.connection_errors)
 
     # -- dropping, in the thread that hears which jobs are over ------------------------------
 
@@ -423,39 +414,6 @@ class BatchingConsumer(bootsteps.StartStopStep):
     def _tick(self) -> None:
         self._watchdog.look()
         type(self).on_tick(self, self.consumer.hostname)
-
-
-def guard(consumer: Any, refuse: Callable[[str, Any], None]) -> None:
-    """Have ``refuse`` called with every message that breaks something on its way to a strategy.
-
-    Celery logs and forgets some of them, and others end the worker.
-    """
-    make_handler = consumer.create_task_handler
-    # Not all of Celery's: on Redis every KeyError counts as a connection error.
-    lost = tuple(
-        error
-        for error in consumer.connection_errors + consumer.channel_errors
-        if not issubclass(KeyError, error)
-    )
-
-    def create_task_handler() -> Callable[[Any], None]:
-        handle = make_handler()
-
-        def on_message(message: Any) -> None:
-            try:
-                handle(message)
-            except lost:
-                raise
-            except Exception as error:
-                refuse(f"{type(error).__name__}: {error}", message)
-
-        return on_message
-
-    consumer.create_task_handler = create_task_handler
-    consumer.on_unknown_message = lambda body, message: refuse("not a task", message)
-    consumer.on_unknown_task = lambda body, message, error: refuse(f"no task {error}", message)
-    consumer.on_invalid_task = lambda body, message, error: refuse(str(error), message)
-    consumer.on_decode_error = lambda message, error: refuse(str(error), message)
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., None]:

@@ -7,14 +7,17 @@ what is there and does what is missing, so a lost message or a killed process co
 nothing else.
 """
 
+import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import redis
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
+from celery.worker.strategy import default
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
@@ -26,8 +29,9 @@ from tasks.jobfiles import JobFiles
 from tasks.jobsound import Recorder
 from tasks.logs import facts, set_up
 from tasks.longjobs import LongJobs
-from tasks.messages import Job, Piece, State
+from tasks.messages import Job, MalformedMessage, Piece, State
 from tasks.places import PlaceAway
+from tasks.refusing import guard
 from tasks.sending import make_chunks, silence_s
 from tasks.settings import Settings
 from tasks.webhooks import Delivery, Turns, Webhooks, deliver
@@ -45,6 +49,14 @@ CHUNK_EXPIRES_S = 3600.0
 # Of the four threads below; one at least moves jobs forward, whoever does not answer.
 WEBHOOKS_AT_ONCE = 2
 UPLOADS_AT_ONCE = 1
+
+# What is used of a message's headers. Celery trusts them all, also those that would end a thread
+# without a word or send other tasks.
+HEADERS = dict.fromkeys(
+    ("task", "id", "root_id", "parent_id", "eta", "expires", "argsrepr", "kwargsrepr"), str
+) | {"retries": int}
+JOB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+STRATEGY = "tasks.files:strategy"
 
 app = Celery("files", amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
@@ -320,6 +332,7 @@ _advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir,
 
 @app.task(
     name=ADVANCE,
+    Strategy=STRATEGY,
     autoretry_for=(redis.ConnectionError, redis.TimeoutError, OperationalError),
     retry_backoff=1,
     retry_backoff_max=10,
@@ -330,10 +343,48 @@ def advance_job(job_id: str) -> None:
     _advancer.advance(job_id)
 
 
-@app.task(name=DELIVER)
+@app.task(name=DELIVER, Strategy=STRATEGY)
 def deliver_webhook(job_id: str) -> None:
     """Make one attempt to tell a job's webhook. The sweep sends the next when it is due."""
     _advancer.deliver(job_id)
+
+
+def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., None]:
+    """What Celery asks a task for: its own, for messages with a job's id and nothing else."""
+    handle = default(task, app, consumer, **kwargs)
+
+    def receive(message: Any, *rest: Any) -> None:
+        check(message)
+        handle(message, *rest)
+
+    return receive
+
+
+def check(message: Any) -> None:
+    """Leave only those of the headers that are used.
+
+    Raises:
+        MalformedMessage: not a message of ours.
+    """
+    match message.payload:
+        case [[str(job_id)], {**named}, {**links}] if JOB_ID.fullmatch(job_id):
+            if named or any(links.values()):
+                raise MalformedMessage("expected nothing but a job's id")
+        case _:
+            raise MalformedMessage("expected a job's id")
+    used = {name: message.headers[name] for name in HEADERS if message.headers.get(name)}
+    for name, value in used.items():
+        if not isinstance(value, HEADERS[name]):
+            raise MalformedMessage(f"{name}: cannot be a {type(value).__name__}")
+    message.headers = used
+
+
+class Refusing(bootsteps.Step):
+    """Consumer bootstep: what nobody can use becomes a dead letter."""
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        guard(consumer, _advancer.redis)
 
 
 class Sweep(bootsteps.StartStopStep):
@@ -373,6 +424,7 @@ class Sweep(bootsteps.StartStopStep):
 
 
 app.steps["worker"].add(Sweep)
+app.steps["consumer"].add(Refusing)
 
 
 @signals.setup_logging.connect
