@@ -84,11 +84,11 @@ class JsonLines(logging.Formatter):
             "pid": os.getpid(),
             "logger": record.name,
             "event": redact(record.getMessage()),
-            **dict(_facts(record)),
+            **{n: redact(v) if isinstance(v, str) else v for n, v in _facts(record)},
         }
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=False, default=lambda value: redact(str(value)))
 
 
 def _facts(record: logging.LogRecord) -> list[tuple[str, Any]]:

@@ -2,12 +2,17 @@
 
 import re
 
-# A key in a query string or in a header as it may be quoted.
+# A key in a query string, in JSON, or in a header as it may be quoted.
 _KEY = re.compile(
-    r"(?i)(api_key(?:=|%3d)|\bbearer(?:\s|%20|\+)+|x-api-key['\"]?\s*[:=,]\s*['\"]?)[^\s&'\"<>)]+"
+    r"""(?ix)
+    ( api(?:_|%5f)key (?: (?:=|%3d) ['"]? | \\?['"]\s*[:,]\s*\\?['"]? )
+    | \bbearer (?:\s|%20|\+)+
+    | x-api-key ['"]? \s*[:=,]\s* ['"]?
+    )
+    [^\s&'"<>)]+"""
 )
-# The password in the address of a Redis.
-_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^\s/@]+(?=@)")
+# The password in an address. It ends at the last @: there are some with @ and / in them.
+_PASSWORD = re.compile(r"(://[^/\s:]*:)(?:(?:(?!://)[^\s'\"<>])+|[^\s/@]+)(?=@)")
 _LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 
 

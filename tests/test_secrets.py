@@ -24,12 +24,34 @@ KEY, ADMIN, WRONG, PASSWORD = "key-hush-1", "admin-hush-2", "wrong-hush-3", "red
         ("{'Authorization': 'Bearer hush', 'A': 'b'}", "'Bearer ***', 'A': 'b'"),
         ("{'X-API-Key': 'hush'}", "'X-API-Key': '***'"),
         ("Error 111 connecting to redis://:hush@127.0.0.1:6379/0", "redis://:***@127.0.0.1"),
+        ("Cannot connect to redis://:p/hush@h:6379/0: oh", "redis://:***@h:6379/0: oh"),
+        ("amqp://anna:pp@hush@h//, redis://h:1/0", "amqp://anna:***@h//, redis://h:1/0"),
+        ("ftp://anna@home:hush@h/jobs", "ftp://anna@home:***@h/jobs"),
+        ("amqp://anna:it's-hush@h//", "amqp://anna:***@h//"),
+        ('{"text": "Hi.", "api_key": "hush", "x": 1}', '"api_key": "***", "x": 1}'),
+        (r"{\"api_key\":\"hush\"}", "api_key"),
+        ("[('api_key', 'hush'), ('limit', '2')]", "('limit', '2')"),
+        ("api_key='hush'", "api_key='***'"),
+        ("GET /jobs?api%5Fkey=hush&x=1", "api%5Fkey=***&x=1"),
+        ("path=/jobs/x%3Fapi_key%3Dhush", "path=/jobs/x%3Fapi_key%3D***"),
         ("http://127.0.0.1:8002 answers", "http://127.0.0.1:8002 answers"),
+        ("at http://h:8002, as celery@host", "at http://h:8002, as celery@host"),
+        ("no api_key: anybody may ask", "no api_key: anybody may ask"),
     ],
 )
 def test_a_secret_in_a_line_is_hidden_and_the_rest_stays(line: str, kept: str) -> None:
     shown = redact(line)
     assert "hush" not in shown and kept in shown
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_key_in_the_path_of_a_request_is_hidden(stack: Stack, log_format: str) -> None:
+    stack.env["SUPERTONIC_LOG_FORMAT"] = log_format
+    stack.start_web()
+    wait_for(lambda: stack.get("/livez").status_code == 200)
+    stack.get(f"/nowhere%3Fapi_key%3D{KEY}%26x=1")
+    stack.stop("web")
+    assert "api_key=***&x=1" in stack.log("web") and KEY not in stack.log("web")
 
 
 def test_nothing_secret_is_in_any_log_or_answer(stack: Stack) -> None:
