@@ -165,6 +165,27 @@ def test_only_the_admin_changes_the_batch_limits(guarded: Stack) -> None:
     assert guarded.redis.hgetall("supertonic:batch") == {b"max_batch": b"4"}
 
 
+def test_without_an_admin_key_this_machine_is_admin_and_who_comes_by_a_proxy_is_not(
+    stack: Stack,
+) -> None:
+    """A proxy on this machine has its address, whoever is behind it."""
+    stack.start_redis()
+    stack.start_web()
+    wait_for(lambda: stack.get("/livez").status_code == 200)
+    for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"):
+        for value in ("203.0.113.7", "127.0.0.1", "for=127.0.0.1", "1.1 proxy", ""):
+            for method, path in (
+                ("POST", "/config/batch?max_batch_size=4"),
+                ("GET", "/dead-letters"),
+            ):
+                answer = ask(stack, method, path, headers={name: value})
+                assert answer.status_code == 403, (name, value, path)
+                assert "only this machine" in answer.json()["detail"]
+    assert not stack.redis.exists("supertonic:batch")
+    assert stack.post("/config/batch?max_batch_size=4").status_code == 200
+    assert stack.get("/dead-letters").status_code == 200
+
+
 @pytest.mark.parametrize("route", ["/synthesize", "/synthesize/stream", "/synthesize/long"])
 def test_without_a_worker_the_answer_comes_at_once(guarded: Stack, route: str) -> None:
     jobs, started = guarded.redis.keys("supertonic:job:*"), time.monotonic()

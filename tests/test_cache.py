@@ -2,17 +2,19 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from tasks.cache import content_key
 from tasks.demand import Admission
-from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore
+from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore, connect
 from tasks.messages import Chunk, Job, Kind, State, Urgency
+from tasks.workers import WorkerRecords
 from tests.examples import RATE, a_chunk, a_job, some_pieces
-from tests.stack import wait_for
+from tests.stack import Stack, wait_for
+from tests.test_access import IDLE
 from tests.test_events import all_at_once
 
 MB = 1_000_000
@@ -458,3 +460,55 @@ def test_an_expired_job_is_nobody_who_waits(store: EventStore) -> None:
     store.end("first", State.CANCELLED)
     assert begin(store, "first").state is State.CANCELLED
     assert not store.redis.exists("supertonic:flight:A")
+
+
+# -- what the web lets be shared -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Redis and a web; workers are records of them."""
+    stack = Stack(tmp_path_factory.mktemp("web"), SUPERTONIC_WEB_PROCESSES="1")
+    stack.start_redis()
+    stack.start_web()
+    yield stack
+    stack.stop_all()
+
+
+def shared_chunks(
+    web: Stack, path: str = "/synthesize/stream", models: Sequence[str] = ("A", "A"), **body: object
+) -> int:
+    """How many chunks of a request others may wait for, with one worker for each of the models."""
+    web.redis.flushall()
+    names = [f"{model}{number}@test" for number, model in enumerate(models)]
+    with connect(web.redis_url) as client:
+        for name, model in zip(names, models, strict=True):
+            WorkerRecords(client).announce(replace(IDLE, name=name, fingerprint=model))
+
+    def known() -> list[str]:
+        return [worker["name"] for worker in web.get("/").json()["workers"]]
+
+    wait_for(lambda: known() == names, 10)
+    with web.session.post(web.url + path, json={"text": "Hi."} | body, stream=True) as answer:
+        assert answer.status_code in (200, 202)
+        return len(web.redis.keys("supertonic:flight:*"))
+
+
+def test_a_request_with_a_seed_shares_its_chunks(web: Stack) -> None:
+    assert shared_chunks(web, seed=1) == 1
+    assert shared_chunks(web) == 0, "without a seed no two requests are equal"
+
+
+def test_workers_with_different_models_share_nothing(web: Stack) -> None:
+    assert shared_chunks(web, seed=1, models=("A", "B")) == 0
+
+
+def test_long_jobs_share_nothing(web: Stack) -> None:
+    assert shared_chunks(web, "/synthesize/long", seed=1) == 0
+
+
+def test_without_a_cache_nothing_is_shared(stack: Stack) -> None:
+    stack.env |= {"SUPERTONIC_CACHE_MB": "0", "SUPERTONIC_WEB_PROCESSES": "1"}
+    stack.start_redis()
+    stack.start_web()
+    assert shared_chunks(stack, seed=1) == 0

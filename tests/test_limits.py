@@ -84,6 +84,18 @@ def test_mistakes_count_and_looking_does_not(fresh: Stack) -> None:
     assert requests.post(f"{fresh.url}/synthesize", timeout=10).status_code == 401
 
 
+@pytest.mark.parametrize(
+    "path", ["/synthesize", "/synthesize/stream", "/synthesize/long", "/v1/audio/speech"]
+)
+def test_every_way_to_ask_for_speech_counts(fresh: Stack, path: str) -> None:
+    url, options = fresh.url + path, {"json": {}, "timeout": 10, **bearer(ANNA)}
+    answers = [requests.post(url, **options) for _ in range(5)]
+    # Mistakes in /v1 are a 400, as OpenAI's clients know them.
+    mistake = 400 if path.startswith("/v1") else 422
+    assert [answer.status_code for answer in answers] == [mistake] * 4 + [429]
+    assert speak(fresh, ANNA).status_code == 429, "all ways together have one limit"
+
+
 def test_texts_on_a_websocket_count_too(fresh: Stack) -> None:
     assert speak(fresh, ANNA).status_code == 202
     address = fresh.url.replace("http", "ws") + f"/ws/synthesize?api_key={ANNA}"

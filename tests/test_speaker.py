@@ -16,6 +16,7 @@ import torch
 
 from supertonic.engine import Audio, Engine, Utterance, load_engine
 from tasks.batching import Waiting
+from tasks.cache import content_key
 from tasks.events import ChunkResult, EventStore, connect
 from tasks.messages import Kind, State
 from tasks.settings import Settings
@@ -285,6 +286,22 @@ def test_a_job_cancelled_while_it_is_spoken_gets_no_audio(speaker: Speaker) -> N
     speaker.speak([item])
     assert store.audio("0", 0) is None
     assert [event.type for event in store.events("0")] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("model", "cache_mb", "kept"),
+    [("", 64, 1), ("another model", 64, 0), ("", 0, 0)],
+    ids=["ours", "another", "cache off"],
+)
+def test_only_what_the_named_model_said_is_kept(
+    speaker: Speaker, model: str, cache_mb: int, kept: int
+) -> None:
+    speaker.settings = replace(SETTINGS, cache_mb=cache_mb)
+    (item,) = batch_of(speaker, "Keep me.")
+    content = content_key(model or speaker.engine.fingerprint, item.chunk)
+    item = replace(item, chunk=replace(item.chunk, content=content))
+    assert speaker.speak([item]) == [SPOKEN]
+    assert speaker.store.redis.exists(f"supertonic:cache:{content}") == kept
 
 
 @pytest.mark.parametrize(("kind", "ttl_s"), [(Kind.STREAM, 100), (Kind.LONG, 5000)])
