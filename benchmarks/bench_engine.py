@@ -166,8 +166,10 @@ def _measure_batch(
         run(f"whole, {steps} steps", whole)
 
 
-def floor(arguments: argparse.Namespace, them: Competitors) -> dict[str, float]:
-    """The matrix rates, and the share of them that 2 steps reach, measured in turn."""
+def floor(arguments: argparse.Namespace, them: Competitors) -> dict[str, float | None]:
+    """The matrix rates, and the share of them that 2 steps reach, measured in turn. The share is
+    None for a model of other sizes, whose operations nobody counted.
+    """
     torch.set_num_threads(1)
     said = Utterances.make(them.config, [FRAMES], 2)
     runs: dict[str, Run] = {}
@@ -181,12 +183,13 @@ def floor(arguments: argparse.Namespace, them: Competitors) -> dict[str, float]:
         runs[f"{name} products"] = products
         runs[name] = lambda one=them.ours[name]: one.whole(said)
     timings = alternate(runs, arguments.repeats, arguments.limit)
-    result = {}
+    result: dict[str, float | None] = {}
     for name in ("fp32", "bf16"):
         products_s = timings[f"{name} products"]
         result[f"matmul_gflop_s_{name}"] = 10 * MATRIX_FLOP / products_s.median / 1e9
         share = ratio(products_s.wall, timings[name].wall) / (10 * MATRIX_FLOP)
-        result[f"floor_share_{name}"] = share * flop("whole, 2 steps")
+        is_counted = them.config == ModelConfig()
+        result[f"floor_share_{name}"] = share * flop("whole, 2 steps") if is_counted else None
     return result
 
 
@@ -277,8 +280,7 @@ def main() -> None:
         if "whole" in key:
             short = key.replace("whole, ", "").replace(" steps", "s").replace(" ", "_")
             result |= {f"{name}_vs_ort_{short}": cell[f"{name}_vs_ort"] for name in NAMES[:3]}
-    if config == ModelConfig():
-        result |= floor(arguments, them)
+    result |= floor(arguments, them)
     result |= mixed(arguments, them)
     if not has_fast_bfloat16():
         print("This processor has no bfloat16 instructions: its bfloat16 figures are emulation.")

@@ -274,17 +274,25 @@ def engine_rate(service: Service, engine: str) -> float:
     return float((service.folder / "rate.log").read_text().splitlines()[-1])
 
 
-def without_speech(quick: bool) -> dict[str, Any]:
-    """What queue and web cost when speaking takes no time. A smoke run leaves out the rows that
-    benchmarks/bench_pipeline.py measures and has a smoke run of its own for.
+def without_speech(quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What queue and web cost when speaking takes no time, by benchmarks/bench_pipeline.py and
+    benchmarks/queue_rows.py. A smoke run leaves out the first, which has a smoke run of its own.
     """
     found = {"failed": 0} if quick else bench_pipeline.run(bench_pipeline.Plan())
     queue = queue_rows.measure(0.5, 3) if quick else queue_rows.measure(4.0, 100)
     print(f"published → seen, 300 KB: {queue['chunks_per_s']:.0f} chunks/s")
     high = f"{queue['high_wait_p50_ms']:.0f} / {queue['high_wait_p99_ms']:.0f}"
     print(f"first chunk behind a backlog of 3,000, batches of 50 ms, p50 / p99 ms: {high}")
-    rows = {name: found.get(key) for name, key in PIPELINE.items()}
-    return rows | queue | {"failed": found["failed"] + queue["failed"]}
+    return found, queue
+
+
+def last_line(
+    pipeline: dict[str, Any], queue: dict[str, Any], loads: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """All that was measured; what a smoke run leaves out is None."""
+    rows = {name: pipeline.get(key) for name, key in PIPELINE.items()}
+    failed = sum(part["failed"] for part in (pipeline, queue, *loads.values()))
+    return rows | queue | {"failed": failed, "loads": loads}
 
 
 def main() -> None:
@@ -319,10 +327,8 @@ def main() -> None:
     elif arguments.capacity:
         result = {"capacity": capacity(arguments)}
     else:
-        result = without_speech(arguments.quick)
-        loads = compare(arguments)
-        result["failed"] += sum(load["failed"] for load in loads.values())
-        result["loads"] = loads
+        pipeline, queue = without_speech(arguments.quick)
+        result = last_line(pipeline, queue, compare(arguments))
     print(json_line({"benchmark": "service", **facts, **result}))
 
 

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import bench_pipeline, bench_service
+from benchmarks.bench_pipeline import Rates
 from benchmarks.chart import bar_chart
+from benchmarks.measure import json_line
 from supertonic.config import ModelConfig
 from supertonic.engine import usable_cores
 from tests.stack import ROOT
@@ -49,6 +53,8 @@ def test_the_engine_benchmark_compares_equal_sound(tmp_path: Path) -> None:
     for name in ("truth", "fp32", "bf16"):
         assert result[f"{name}_vs_ort_1t_b1_2s"] > 0
     assert result["fp32_2t_mixed_vs_ort"] > 0 < result["bf16_2t_mixed_vs_ort"]
+    assert result["matmul_gflop_s_fp32"] > 0 < result["matmul_gflop_s_bf16"]
+    assert result["floor_share_fp32"] is None, "of a model whose operations nobody counted"
     cells = {name.removeprefix("1t b1 ") for name in result["cells"]}
     assert cells == {"duration", "text", "step", "vocoder", "whole, 2 steps"}
     assert all(0 < cell["fp32_ms"] > 0 < cell["ort_ms"] for cell in result["cells"].values())
@@ -145,6 +151,38 @@ def test_the_load_harness_reports_every_load_and_its_rival() -> None:
     burst = loads["tiny, burst of 10, service"]
     assert burst["cores"].keys() == {"web", "worker", "files", "redis", "client"}
     assert loads["tiny, 4 users + jobs, service"]["job_chunks"] > 0
+
+
+def test_the_last_line_of_the_service_benchmark_has_every_figure() -> None:
+    """A smoke run leaves out the pipeline's rows, and a whole one takes minutes."""
+    pipeline: dict[str, Any] = {"failed": 1}
+    ours, theirs = (
+        {"first": [0.001], "per_chunk": [0.002]},
+        {"first": [0.003], "per_chunk": [0.004]},
+    )
+    bench = SimpleNamespace(
+        idle=lambda: {bench_service.SERVICE: ours, bench_service.RIVAL: theirs},
+        published_to_seen=lambda: [0.005],
+    )
+    bench_pipeline._idle_rows(bench, pipeline)
+    for label, per_s in (("300k", 300.0), ("30k", 30.0)):
+        both = {bench_service.SERVICE: Rates([per_s]), bench_service.RIVAL: Rates([per_s + 1])}
+        bench_pipeline._throughput_rows(both, label, pipeline)
+    queue = {"chunks_per_s": 6.0, "high_wait_p50_ms": 7.0, "high_wait_p99_ms": 8.0, "failed": 1}
+    line = json.loads(json_line(bench_service.last_line(pipeline, queue, {"load": {"failed": 1}})))
+    assert line == queue | {
+        "idle_p50_ms": 5,
+        "idle_p95_ms": 5,
+        "http_p50_ms": 1,
+        "http_p95_ms": 1,
+        "sse_300k_per_s": 300,
+        "sse_30k_per_s": 30,
+        "inprocess_http_p50_ms": 3,
+        "inprocess_sse_300k_per_s": 301,
+        "inprocess_sse_30k_per_s": 31,
+        "failed": 3,
+        "loads": {"load": {"failed": 1}},
+    }
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_at_most_its_batch() -> None:
