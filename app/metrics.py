@@ -122,8 +122,8 @@ class _Collector:
         seconds = totals.get("audio_ms", 0) / 1000
         for name, text, value in (
             ("jobs_accepted", "Jobs accepted.", totals.get("jobs", 0)),
-            ("chunks", "Chunks published.", totals.get("chunks", 0)),
-            ("audio_seconds", "Seconds of speech published.", seconds),
+            ("chunks", "Chunks spoken and published, each once.", totals.get("chunks", 0)),
+            ("audio_seconds", "Seconds of speech in those chunks.", seconds),
         ):
             yield CounterMetricFamily(NAME + name, text, value=value)
 

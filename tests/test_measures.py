@@ -231,10 +231,14 @@ def test_what_the_cache_answers_is_counted(server: Stack) -> None:
     def found(result: str) -> float:
         return value(scrape(server), "supertonic_cache_chunks_total", result=result)
 
-    hits, misses = found("hit"), found("miss")
+    def published() -> float:
+        return value(scrape(server), "supertonic_chunks_total")
+
+    hits, misses, chunks = found("hit"), found("miss"), published()
     for _ in range(2):
         assert server.post("/synthesize", {"text": "Cached, I hope.", "seed": 77}).ok
     assert (found("hit"), found("miss")) == (hits + 1, misses + 1)
+    assert published() == chunks + 1, "what the cache answers is not spoken"
     families = scrape(server)
     assert value(families, "supertonic_cache_bytes") > 10_000
     assert value(families, "supertonic_queued_seconds", kind="first") == 0
