@@ -207,6 +207,7 @@ def settings(arguments: argparse.Namespace, n_streams: int = 600) -> dict[str, s
         "SUPERTONIC_WEB_THREADS": str(max(100, n_streams)),
         "SUPERTONIC_DEVICE": arguments.device,
         "SUPERTONIC_PRECISION": arguments.precision,
+        **({"SUPERTONIC_MAX_WAIT_S": "0"} if arguments.admit_all else {}),
     }
 
 
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument(
         "--listeners", type=int, nargs="+", help="with --capacity: try these numbers of people"
     )
+    parser.add_argument("--admit-all", action="store_true", help="refuse nobody, whoever it costs")
     parser.add_argument("--soak", type=float, metavar="MINUTES", nargs="?", const=20.0)
     arguments = parser.parse_args()
     arguments.engines = arguments.engines or (["tiny"] if arguments.quick else ["null", "tiny"])
