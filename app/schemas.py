@@ -77,10 +77,13 @@ class Body(BaseModel):
     allowed: ClassVar[dict[str, str]] = {}
 
 
-class SpeechBody(Body):
-    """Fields of every request for speech. Voices and languages are checked against the model."""
-
+class Text(Body):
     text: Annotated[str, Field(strict=True)]
+
+
+class Manner(Body):
+    """How something is to be spoken. Voices and languages are checked against the model."""
+
     voice: Annotated[str, Field(strict=True)] = "M1"
     language: Language
     steps: Steps = 2
@@ -88,6 +91,10 @@ class SpeechBody(Body):
     seed: Seed | None = None
     pause_s: Pause = 0.3
     end_pause_s: Pause = 0.0
+
+
+class SpeechBody(Manner, Text):
+    """Fields of every request for speech."""
 
 
 class FileBody(SpeechBody):
@@ -106,11 +113,15 @@ class StreamBody(FileBody):
     slices: Annotated[bool, Field(strict=True)] = False
 
 
-class WishBody(SpeechBody):
-    """A text on a WebSocket. Its ``id`` is in every message about it."""
+class BeginBody(Manner):
+    """A text on a WebSocket that comes in fragments. Its ``id`` is in every message about it."""
 
     slices: Annotated[bool, Field(strict=True)] = True
     id: Annotated[str, Field(strict=True, max_length=MAX_NAME)] | None = None
+
+
+class WishBody(BeginBody, SpeechBody):
+    """A text on a WebSocket."""
 
 
 class LongBody(FileBody):

@@ -25,12 +25,14 @@ from wsproto.utilities import LocalProtocolError
 from app.access import Visitor
 from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
+from app.fragments import Fragments
 from app.jobs import Speech
-from app.schemas import MAX_NAME, WishBody, parse_json, validate
+from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
 from app.stream import accepted, chunk_head, failure
 from app.submit import check_text
 from tasks.messages import Job, Kind, State
 
+KINDS = ("speak", "cancel", "begin", "text", "flush", "end")
 # What one WebSocket may have waiting behind the text being spoken: texts, and characters in all.
 MAX_WISHES = 100
 MAX_WAITING_CHARS = 500_000
@@ -106,7 +108,9 @@ class _Conversation:
         self.app = app
         self.speech: Speech = app.extensions["speech"]
         self.visitor = visitor
-        self.wishes: deque[WishBody | None] = deque()
+        # Fragments stand for the end of a text that came in some; None for the client's leaving.
+        self.wishes: deque[WishBody | Fragments | None] = deque()
+        self.fragments: Fragments | None = None
         self.job: Job | None = None
         self.samples_sent = 0
         self.name: dict[str, str] = {}  # of the text being spoken, if its client gave it one
@@ -122,7 +126,10 @@ class _Conversation:
         threading.Thread(target=self._read, name="websocket", daemon=True).start()
         try:
             while (wish := self._next_wish()) is not None:
-                self._answer(wish)
+                if isinstance(wish, Fragments):
+                    self._send({"type": "ended", "texts": wish.n_texts} | _named(wish))
+                else:
+                    self._answer(wish)
         finally:
             self._close()
 
@@ -156,6 +163,8 @@ class _Conversation:
             kind = data.pop("type", None) if isinstance(data, dict) else None
             if kind == "speak":
                 self._wish(data)
+            elif kind in ("begin", "text", "flush", "end"):
+                self._take_fragment(kind, data)
             elif kind == "cancel":
                 was_speaking, dropped = self._cancel()
                 for wish in dropped:
@@ -164,22 +173,62 @@ class _Conversation:
                 if not was_speaking:
                     self._send({"type": "cancelled", "samples_sent": 0})
             else:
-                raise field_problem("type", kind, 'must be "speak" or "cancel"')
+                raise field_problem("type", kind, f"must be one of {', '.join(KINDS)}")
         except Problem as problem:
-            self._send(_error(problem) | _named(data))
+            self._send(_error(problem) | (_named(data) or _named(self.fragments)))
         except (redis.RedisError, OperationalError) as error:
             self._send(_error(away(error)) | _named(data))
 
     def _wish(self, data: dict[str, Any]) -> None:
         """Check what can be checked without the workers, and let it wait for its turn."""
+        if self.fragments is not None:
+            raise Problem(409, "A text that comes in fragments has not ended; send its end first.")
         self.visitor.check_text()
         wish = validate(WishBody, data)
         check_text(wish, self.speech.settings)
+        self._let_wait(wish)
+
+    def _take_fragment(self, kind: str, data: dict[str, Any]) -> None:
+        """Of a text that comes in fragments, which are spoken sentence by sentence."""
+        if kind == "begin":
+            if self.fragments is not None:
+                raise Problem(409, "Another text has begun; send its end first.")
+            self.visitor.check_text()
+            self.fragments = Fragments(validate(BeginBody, data), self.speech.settings)
+            return
+        if self.fragments is None:
+            raise Problem(409, "No text has begun; send a begin first.")
+        if kind == "text":
+            wish = self.fragments.add(validate(Text, data).text)
+        else:
+            wish = self.fragments.flush(is_end=kind == "end")
+        if wish is not None:
+            self._let_wait_behind(self.fragments, wish)
+        if kind == "end":
+            with self._state:
+                self.wishes.append(self.fragments)
+                self.fragments = None
+                self._state.notify()
+
+    def _let_wait_behind(self, fragments: Fragments, wish: WishBody) -> None:
+        with self._state:
+            is_waiting = bool(self.wishes) and self.wishes[-1] is fragments.last
+            if is_waiting and (joined := fragments.joined(wish)):
+                self.wishes[-1] = joined
+                return
+        try:
+            self._let_wait(wish)
+        except Problem:
+            fragments.put_back(wish)
+            raise
+        fragments.went_on(wish)
+
+    def _let_wait(self, wish: WishBody) -> None:
         with self._state:
             if len(self.wishes) >= MAX_WISHES:
                 detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
                 raise Problem(429, detail)
-            waiting = sum(_characters(each) for each in self.wishes if each is not None)
+            waiting = sum(_characters(each) for each in self.wishes)
             # One text may always wait, whatever length the settings allow.
             if self.wishes and waiting + _characters(wish) > MAX_WAITING_CHARS:
                 detail = f"with this text more than {MAX_WAITING_CHARS} characters are waiting"
@@ -190,8 +239,9 @@ class _Conversation:
     def _cancel(self) -> tuple[bool, list[WishBody]]:
         """Drop what waits and stop what is spoken: whether anything was, and what waited."""
         with self._state:
-            dropped = [wish for wish in self.wishes if wish is not None]
+            dropped = [wish for wish in self.wishes if isinstance(wish, WishBody)]
             self.wishes.clear()
+            self.fragments = None
             self.is_cancelled = was_speaking = self.is_speaking
             job = self.job
         if job is not None:
@@ -200,7 +250,7 @@ class _Conversation:
 
     # -- speaking, in the request's thread ---------------------------------------------------
 
-    def _next_wish(self) -> WishBody | None:
+    def _next_wish(self) -> WishBody | Fragments | None:
         """The next text; None when the client has left or has long said nothing."""
         with self._state:
             while not self.wishes:
@@ -210,8 +260,8 @@ class _Conversation:
                 self._state.wait(left_s)
             wish = self.wishes.popleft()
             self.job, self.samples_sent = None, 0
-            self.name = {} if wish is None else _named({"id": wish.id})
-            self.is_speaking, self.is_cancelled = wish is not None, False
+            self.name = _named(wish)
+            self.is_speaking, self.is_cancelled = isinstance(wish, WishBody), False
             return wish
 
     def _answer(self, wish: WishBody) -> None:
@@ -290,13 +340,16 @@ class _Conversation:
         self.ws.sock.hang_up()
 
 
-def _characters(wish: WishBody) -> int:
+def _characters(wish: WishBody | Fragments | None) -> int:
+    if not isinstance(wish, WishBody):
+        return 0
     return len(wish.text) + len(wish.voice) + len(wish.language)
 
 
-def _named(data: Any) -> dict[str, str]:
+def _named(about: Any) -> dict[str, str]:
     """The name that a client gave a text, to be told with whatever becomes of it."""
-    name = data.get("id") if isinstance(data, dict) else None
+    about = about.body if isinstance(about, Fragments) else about
+    name = about.get("id") if isinstance(about, dict) else getattr(about, "id", None)
     return {"id": name} if isinstance(name, str) and len(name) <= MAX_NAME else {}
 
 

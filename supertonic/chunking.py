@@ -123,6 +123,14 @@ def cut_paragraph(
         start = end + paragraph.startswith(" ", end)
 
 
+def sentences_end(paragraph: str) -> int:
+    """Where the last sentence ends that has another behind it, 0 if there is only one. Its words
+    are one space apart.
+    """
+    *whole, _ = [0, *_Ends(paragraph).sentences]
+    return whole[-1]
+
+
 class _Ends:
     """The offsets in a paragraph where a sentence, a clause or a word ends."""
 

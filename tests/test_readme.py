@@ -181,8 +181,8 @@ def test_the_events_of_a_stream_look_as_shown(server: Stack) -> None:
     assert [(event, shape(data)) for event, data in got] == [(e, shape(d)) for e, d in shown]
 
 
-def test_the_websocket_conversation_goes_as_shown(server: Stack) -> None:
-    (block,) = blocks("text", "conversation on")
+@pytest.mark.parametrize("block", blocks("text", "conversation on"))
+def test_the_websocket_conversations_go_as_shown(block: Any, server: Stack) -> None:
     address = server.url.replace("http", "ws") + block.about.split()[1]
     ws = websocket.create_connection(address, timeout=30)
     for line in block.text.splitlines():

@@ -1,0 +1,77 @@
+"""Text that comes in fragments, as a language model writes it: whole sentences go on to be spoken.
+
+A sentence is whole when the next one has begun: "It is 3." may yet become "It is 3.5".
+"""
+
+import re
+from typing import Any
+
+from app.errors import Problem, field_problem
+from app.schemas import BeginBody, WishBody
+from app.submit import split
+from supertonic.chunking import sentences_end
+from tasks.settings import Settings
+
+# What waits is joined up to this length: sentences that are spoken together sound better.
+JOINED_CHARS = 1000
+_PARAGRAPH = re.compile(r"\n\s*\n")
+
+
+class Fragments:
+    """One text of which more is on its way."""
+
+    def __init__(self, body: BeginBody, settings: Settings) -> None:
+        self.body = body
+        self.settings = settings
+        self.n_texts = 0
+        self.last: WishBody | None = None  # that went on
+        self._rest = ""
+
+    def add(self, text: str) -> WishBody | None:
+        """What is whole now, to be spoken next.
+
+        Raises:
+            Problem: 422 for a sentence without an end.
+        """
+        self._rest += text
+        *whole, last = _PARAGRAPH.split(self._rest)
+        plain = " ".join(last.split())
+        end = sentences_end(plain)
+        if end:
+            whole.append(plain[:end])
+            last = plain[end:].lstrip() + (" " if last[-1:].isspace() else "")
+        if len(last) > self.settings.max_text_chars:
+            limit = f"{self.settings.max_text_chars} characters without the end of a sentence"
+            raise field_problem("text", last, f"has more than {limit}; send a flush in between")
+        self._rest = last
+        return self._wish("\n\n".join(whole), self.body.pause_s)
+
+    def flush(self, is_end: bool = False) -> WishBody | None:
+        """All that is there, whole or not."""
+        text, self._rest = self._rest, ""
+        return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
+
+    def _wish(self, text: str, end_pause_s: float) -> WishBody | None:
+        fields: dict[str, Any] = self.body.model_dump() | {"end_pause_s": end_pause_s}
+        wish = WishBody(text=text, **fields)
+        try:
+            split(wish, self.settings)
+        except Problem:
+            # Blanks, or a smiley: nothing that could be spoken, and no mistake.
+            return None
+        return wish
+
+    def went_on(self, wish: WishBody) -> None:
+        self.last, self.n_texts = wish, self.n_texts + 1
+
+    def joined(self, wish: WishBody) -> WishBody | None:
+        """The last that went on with this one behind it, unless it would be long."""
+        last = self.last
+        if last is None or len(last.text) + len(wish.text) > JOINED_CHARS:
+            return None
+        self.last = wish.model_copy(update={"text": f"{last.text} {wish.text}"})
+        return self.last
+
+    def put_back(self, wish: WishBody) -> None:
+        """It could not go on now."""
+        self._rest = f"{wish.text} {self._rest}"
