@@ -89,14 +89,23 @@ def test_a_stopped_worker_finishes_its_batch_and_hands_back_the_rest(stack: Stac
     check_whole(listener)
 
 
-def test_two_workers_share_the_work_and_one_may_die(stack: Stack) -> None:
+def test_what_a_killed_worker_held_is_with_another_once_its_lease_is_over(stack: Stack) -> None:
     start_slow(stack)
     stack.start_worker("worker2", app="benchmarks.null_worker")
     wait_for(lambda: stack.get("/readyz").json()["workers"] == 2)
+    other = stack.processes["worker"]
+    # So that all of it is claimed by the one that will be killed.
+    other.send_signal(signal.SIGSTOP)
     listener = Listener(stack, {"text": TEXT})
     listener.start()
     wait_for(lambda: len(listener.chunks) >= 2)
+    other.send_signal(signal.SIGCONT)
     stack.kill("worker2")
+    before, held = len(listener.chunks), stack.redis.hlen("unacked")
+    assert held > 4 and not stack.redis.llen("normal")
+    lease_s = float(stack.env["SUPERTONIC_VISIBILITY_TIMEOUT_S"])
+    # A second until the next sweep, and a margin for a busy machine.
+    wait_for(lambda: len(listener.chunks) > before + 2, lease_s + 1 + 4, "another goes on")
     check_whole(listener)
 
 
