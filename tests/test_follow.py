@@ -154,6 +154,21 @@ def test_the_silence_of_a_stream_that_stands_still_is_measured_whole(
     assert silence_s > 1.2 and measured.total == pytest.approx(silence_s, abs=0.2)
 
 
+def test_a_chunk_of_which_nothing_is_told_when_the_job_is_done_is_a_gap(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 3), some_pieces(3)
+    store.create(job, pieces, 60)
+    store.publish([ChunkResult("job", index, bytes(20), {}, 60) for index in range(3)])
+    (lost,) = [event.entry_id for event in store.events("job") if event.index == 1]
+    client.xdel("supertonic:events:job", lost)
+    items = list(follow(a_speech(store, bell, tmp_path), job, pieces))
+    told = [item for item in items if not isinstance(item, Quiet | Spoken)]
+    assert told == [Gap(1), Ended(State.DONE)]
+    assert [item.index for item in items if isinstance(item, Spoken)] == [0, 2]
+
+
 def _types(line: Line) -> list[str]:
     types: list[str] = []
     try:
