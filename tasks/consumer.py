@@ -32,7 +32,7 @@ from tasks.over import JobsOver
 from tasks.pace import work
 from tasks.refusing import guard
 from tasks.speaker import EngineBroken, Outcome, Speaker
-from tasks.transport import Channel, QoS
+from tasks.transport import Channel, QoS, Transport
 from tasks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,9 @@ class BatchingConsumer(bootsteps.StartStopStep):
             if name == "high" and isinstance(channel, Channel):
                 # No later chunk comes to hand before the first chunk of its own request.
                 consumer.task_consumer.channel.ahead = channel
-        if consumer.connection.transport.driver_type == "redis":
+        transport = consumer.connection.transport
+        # While the hub runs, the claim channel renews by itself.
+        if transport.driver_type == "redis" and not isinstance(transport, Transport):
             visibility_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
             self._repeat(visibility_s / 4, self._renew_leases)
         self._repeat(0.5, self._tick)

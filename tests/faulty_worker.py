@@ -2,7 +2,7 @@
 
 It is the real worker with the real built-in voice. Text with "poison" makes the engine raise, text
 with "murder" kills the whole process, as a crash inside a driver or the system's own killer would,
-and text with "glutton" asks for more memory than the process may have.
+text with "glutton" asks for more memory than the process may have, and text with "nap" takes NAP_S.
 """
 
 import os
@@ -21,6 +21,7 @@ from tasks.celery import app
 __all__ = ["app"]
 
 LIMIT_BYTES = 1 << 36
+NAP_S = 9.0
 
 
 def load_faulty() -> Engine:
@@ -33,6 +34,8 @@ def load_faulty() -> Engine:
             os.kill(os.getpid(), signal.SIGKILL)
         if any("trance" in utterance.text for utterance in utterances):
             time.sleep(3600)
+        if any("nap" in utterance.text for utterance in utterances):
+            time.sleep(NAP_S)
         if any("poison" in utterance.text for utterance in utterances):
             raise RuntimeError("poisoned")
         if any("glutton" in utterance.text for utterance in utterances):

@@ -1,13 +1,17 @@
 """What happens to chunks when an engine hangs, Redis was long away, or listeners leave."""
 
 import random
+import signal
 import socket
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
+import pytest
+
 from tasks.watchdog import EXIT_STATUS
+from tasks.workers import WorkerRecords
 from tests.stack import Stack, wait_for
 from tests.test_crash import TEXT, Listener, check_whole, start_slow
 from tests.test_poison import speak_all
@@ -69,6 +73,45 @@ def test_kombus_own_transport_serves_as_well(stack: Stack) -> None:
     check_whole(listener)
     assert stack.stop("worker") == 0
     assert stack.redis.hlen("unacked") == 0
+
+
+on_both_transports = pytest.mark.parametrize("is_stock", [False, True], ids=["claim", "stock"])
+
+
+@on_both_transports
+def test_what_waits_in_a_worker_for_long_is_delivered_once(stack: Stack, is_stock: bool) -> None:
+    stack.env["SUPERTONIC_BROKER_URL"] = stack.redis_url if is_stock else ""
+    start_slow(stack, app="tests.faulty_worker")
+    texts = ["This is a nap.", *(f"Paragraph number {n}." for n in range(6))]
+    listener = Listener(stack, {"text": "\n\n".join(texts)})
+    most = 0
+    listener.start()
+    # The others wait for three times as long as a lease lasts.
+    while listener.is_alive():
+        (worker,) = WorkerRecords(stack.redis).living()
+        most = max(most, worker.waiting + worker.speaking)
+        listener.join(0.1)
+    check_whole(listener)
+    assert most == listener.events[0].data["total"] == len(texts)
+
+
+@on_both_transports
+def test_the_last_batch_of_a_stopping_worker_stays_its_own(stack: Stack, is_stock: bool) -> None:
+    stack.env["SUPERTONIC_BROKER_URL"] = stack.redis_url if is_stock else ""
+    start_slow(stack, app="tests.faulty_worker")
+    # Another one is there who would take it over.
+    stack.start_worker("worker2", app="benchmarks.null_worker")
+    records = WorkerRecords(stack.redis)
+    wait_for(lambda: len(records.living()) == 2)
+    stack.processes["worker2"].send_signal(signal.SIGSTOP)
+    listener = Listener(stack, {"text": "This is a nap."})
+    listener.start()
+    wait_for(lambda: records.living()[0].speaking == 1)
+    stack.processes["worker2"].send_signal(signal.SIGCONT)
+    assert stack.stop("worker") == 0
+    check_whole(listener)
+    job = f"supertonic:job:{listener.events[0].data['job_id']}"
+    assert stack.redis.hget(job, "attempt:0") == b"1"
 
 
 def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
