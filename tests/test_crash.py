@@ -109,6 +109,25 @@ def test_what_a_killed_worker_held_is_with_another_once_its_lease_is_over(stack:
     check_whole(listener)
 
 
+def test_a_killed_worker_repeats_at_most_one_batch_per_core(stack: Stack) -> None:
+    start_slow(stack, app="tests.two_core_worker")
+    # Without a seed: then attempts are noted with the job, as others could not share its chunks.
+    listeners = [Listener(stack, {"text": TEXT}) for _ in range(2)]
+    for listener in listeners:
+        listener.start()
+    wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
+    stack.kill("worker")
+    stack.start_worker(app="tests.two_core_worker")
+    repeated = 0
+    for listener in listeners:
+        check_whole(listener)
+        record = stack.redis.hgetall(f"supertonic:job:{listener.events[0].data['job_id']}")
+        begun = [int(count) for name, count in record.items() if name.startswith(b"attempt:")]
+        assert len(begun) == listener.events[0].data["total"]
+        repeated += sum(begun) - len(begun)
+    assert repeated <= 2 * 2, "batches of two on two cores"
+
+
 def test_a_message_lost_with_its_worker_is_sent_again(stack: Stack) -> None:
     """What the stock transport loses when a worker dies with a message in its socket."""
     stack.env["SUPERTONIC_STALL_S"] = "2"
