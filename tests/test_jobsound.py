@@ -88,6 +88,38 @@ def test_sound_that_was_lost_is_not_taken_for_silence(tmp_path: Path) -> None:
         assert recorder.collected == set(), "everything is to be spoken again"
 
 
+def test_the_sound_is_durable_before_the_index_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Append, fsync, index, fsync; only then a chunk's own file goes."""
+    fsync, steps = os.fsync, []
+
+    def note(descriptor: int) -> None:
+        (name,) = [
+            path.name
+            for path in tmp_path.iterdir()
+            if os.path.samestat(path.stat(), os.fstat(descriptor))
+        ]
+        size = (tmp_path / SOUND).stat().st_size
+        steps.append((name, size, len(read_index(tmp_path)), loose_chunks(tmp_path)))
+        fsync(descriptor)
+
+    # Without pauses: what is small is kept back in the program until it is flushed.
+    pieces = [Piece(f"Piece number {n}.", 0.0) for n in range(3)]
+    with Recorder(tmp_path, pieces, RATE) as recorder:
+        recorder.add(1, pcm(1))
+    monkeypatch.setattr(os, "fsync", note)
+    sizes = [44 + 2 * len(whole(pieces[:n])) for n in range(4)]
+    with Recorder(tmp_path, pieces, RATE) as recorder:
+        recorder.add(0, pcm(0))
+    assert steps == [(SOUND, sizes[2], 0, {1}), ("chunks.idx", sizes[2], 2, {1})]
+    assert loose_chunks(tmp_path) == set()
+    steps.clear()
+    with Recorder(tmp_path, pieces, RATE) as recorder:
+        recorder.add(2, pcm(2))
+    assert steps == [(SOUND, sizes[3], 2, set()), ("chunks.idx", sizes[3], 3, set())]
+
+
 def test_an_unfinished_step_leaves_what_was_durable(tmp_path: Path) -> None:
     pieces = some_pieces(3)
     with Recorder(tmp_path, pieces, RATE) as recorder:
