@@ -213,10 +213,11 @@ class Webhooks:
 
 
 def _inner(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one leads to, where it does: mapped, 6to4, NAT64."""
-    if isinstance(address, ipaddress.IPv4Address):
+    """The IPv4 address that an IPv6 one leads to, if it does: mapped, compatible, 6to4, NAT64."""
+    # :: and ::1 are addresses of their own.
+    if isinstance(address, ipaddress.IPv4Address) or int(address) <= 1:
         return address
-    if address in ipaddress.ip_network("64:ff9b::/96"):
+    if any(address in ipaddress.ip_network(prefix) for prefix in ("::/96", "64:ff9b::/96")):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
 

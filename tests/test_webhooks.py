@@ -129,6 +129,9 @@ def test_settings_that_cannot_be_used_are_refused(secret: str, allow: str, reaso
         "fd00:ec2::254",
         "ff02::1",
         "::ffff:127.0.0.1",
+        "::127.0.0.1",
+        "::10.1.2.3",
+        "::a9fe:a9fe",
         "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::",
@@ -141,7 +144,9 @@ def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     webhooks(["93.184.216.34", "2606:2800:220:1::1"], allow="").check("https://hook.example/end")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "localhost", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "2130706433", "0x7f.1", "localhost", "[::1]", "[::127.0.0.1]"]
+)
 def test_no_way_of_writing_this_machine_is_let_through(host: str) -> None:
     with pytest.raises(Refused, match="not a public address|no address"):
         webhooks(allow="").check(f"http://{host}:8002/")
@@ -185,6 +190,8 @@ def test_allowed_hosts_and_networks_are_let_through(receiver: Receiver) -> None:
     url = f"http://hook.example:{receiver.port}/end?a=1"
     for allow in ("127.0.0.0/8", "hook.example", "other, 10.0.0.0/8, Hook.Example"):
         assert webhooks(["127.0.0.1"], allow).send(url, "msg_1", b"{}") == 200
+    webhooks(["::1"], "::1").check(url)
+    webhooks(["::10.1.2.3"], "10.0.0.0/8").check(url)
     path, headers, _ = receiver.requests[-1]
     assert path == "/end?a=1" and headers["Host"] == f"hook.example:{receiver.port}"
 
