@@ -285,6 +285,9 @@ class _Following:
     def _item(self, event: Event) -> Spoken | Gap:
         piece = self.pieces[event.index]
         pause_samples = round(piece.pause_s * self.job.sample_rate)
+        if self.start > event.n_samples + pause_samples:
+            # Nobody can have heard so much of it; rather all of it again than nothing.
+            self.start = 0
         pcm = None
         if self.with_audio:
             sound = self._sounds.pop(event.index)
@@ -293,7 +296,7 @@ class _Following:
             pcm = b"".join((sound, bytes(2 * pause_samples))) if pause_samples else sound
             if self.start:
                 pcm = pcm[2 * self.start :]
-        n_samples = max(0, event.n_samples + pause_samples - self.start)
+        n_samples = event.n_samples + pause_samples - self.start
         return Spoken(event.index, piece.text, pcm, n_samples, event.facts, self.start)
 
     def _fetch(self, first: int) -> dict[int, bytes | None]:

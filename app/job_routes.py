@@ -283,6 +283,8 @@ def job_events(job_id: str) -> Response:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
     seen = min(seen, job.count)  # more there cannot be
+    if start and seen < job.count:
+        _check_start(job, pieces, seen, start)
     how = {"with_audio": with_audio, "is_asker": False}
     return sse_response(speech(), job, pieces, seen - 1, start=start, **how)
 
@@ -301,6 +303,18 @@ def _last_event_id() -> tuple[int, int]:
             raise field_problem(name, text, "must be the id of an event, such as 3 or 3+24576")
         seen, _, start = text.partition("+")
     return int(seen), int(start or 0)
+
+
+def _check_start(job: Job, pieces: list[Piece], index: int, start: int) -> None:
+    """Refuse a sample that chunk ``index`` does not have, as far as its length is known."""
+    (n_samples,) = speech().store.published(job.job_id, [index])
+    if not n_samples:
+        return
+    n_samples += round(pieces[index].pause_s * job.sample_rate)
+    if start > n_samples:
+        name = "Last-Event-ID" if "Last-Event-ID" in request.headers else "last_event_id"
+        detail = f"chunk {index} has {n_samples} samples"
+        raise field_problem(name, f"{index}+{start}", detail)
 
 
 def _find(job_id: str) -> tuple[Job, list[Piece]]:

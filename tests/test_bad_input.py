@@ -5,6 +5,7 @@ Every problem is checked for its form (RFC 9457), and after each test the servic
 
 import base64
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -237,6 +238,22 @@ def test_a_bad_last_event_id_is_refused(server: Stack, finished: str, event_id: 
     (error,) = problem(server.get(f"/jobs/{finished}/events", headers=headers), 422)["errors"]
     assert error["field"] == "Last-Event-ID" and "such as 3 or 3+24576" in error["detail"]
     assert is_echo(error["value"], event_id)
+
+
+def test_an_event_id_beyond_a_chunks_samples_is_refused(server: Stack, finished: str) -> None:
+    path, beyond = f"/jobs/{finished}/events", "0+999999999999"
+    answers = {
+        "Last-Event-ID": server.get(path, headers={"Last-Event-ID": beyond}),
+        "last_event_id": server.get(path, params={"last_event_id": beyond}),
+    }
+    for field, answer in answers.items():
+        (error,) = problem(answer, 422)["errors"]
+        assert (error["field"], error["value"]) == (field, beyond)
+        samples = int(re.findall(r"chunk 0 has (\d+) samples", error["detail"])[0])
+        last = {"last_event_id": f"0+{samples}"}
+        assert server.get(path, params=last).text.count("event: done") == 1
+        after_it = {"last_event_id": f"0+{samples + 1}"}
+        assert server.get(path, params=after_it).status_code == 422
 
 
 def test_an_event_id_beyond_the_end_is_told_not_to_come_back(server: Stack, finished: str) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -167,6 +168,25 @@ def test_a_chunk_of_which_nothing_is_told_when_the_job_is_done_is_a_gap(
     told = [item for item in items if not isinstance(item, Quiet | Spoken)]
     assert told == [Gap(1), Ended(State.DONE)]
     assert [item.index for item in items if isinstance(item, Spoken)] == [0, 2]
+
+
+@pytest.mark.parametrize("with_audio", [True, False])
+def test_who_claims_more_than_a_chunk_has_hears_all_of_it(
+    client: "redis.Redis", bell: Bell, tmp_path: Path, with_audio: bool
+) -> None:
+    """He asks before the chunk is there, so that nobody can tell him."""
+    store = EventStore(client, bell.name)
+    job, pieces = replace(a_job("job", 2), slices=True), some_pieces(2)
+    store.create(job, pieces, 60)
+    items = follow(
+        a_speech(store, bell, tmp_path), job, pieces, start=10**12, with_audio=with_audio
+    )
+    assert next(items) == Quiet()
+    store.publish([ChunkResult("job", index, b"\1\0" * 10, {}, 60) for index in range(2)])
+    heard = [item for item in items if isinstance(item, Spoken)]
+    n_samples = 10 + round(0.3 * job.sample_rate)
+    assert [(s.index, s.start, s.n_samples) for s in heard] == [(n, 0, n_samples) for n in (0, 1)]
+    assert not with_audio or [len(s.pcm or b"") for s in heard] == [2 * n_samples] * 2
 
 
 def _types(line: Line) -> list[str]:
