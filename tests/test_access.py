@@ -211,7 +211,7 @@ def test_a_worker_without_the_voice_asked_for_is_no_help(announced: Stack) -> No
     assert answer.json()["errors"][0] == {
         "field": "voice",
         "value": "M1",
-        "detail": "must be one of F1, or a mixture such as F1(2)+F1",
+        "detail": "must be one of F1",
     }
 
 
