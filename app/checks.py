@@ -50,11 +50,14 @@ def check_urls(settings: Settings) -> None:
     Raises:
         SettingsError: Redis or the broker is named by something that is no URL of one.
     """
-    # The value is not shown: it may hold a password.
+    # Neither the value nor what is said of it is shown: they may hold a password.
     try:
         parse_url(settings.redis_url)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise SettingsError(f"SUPERTONIC_REDIS_URL: {error}") from None
+    except ValueError:
+        raise SettingsError(
+            "SUPERTONIC_REDIS_URL: expected redis://:PASSWORD@HOST:6379/0, rediss:// or unix://; "
+            "in the password %2F stands for /, %40 for @ and so on"
+        ) from None
     if settings.broker_url and not settings.broker_url.startswith(BROKERS):
         raise SettingsError(f"SUPERTONIC_BROKER_URL: must begin with one of {', '.join(BROKERS)}")
 

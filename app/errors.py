@@ -1,7 +1,6 @@
 """Every error a client can get, as ``application/problem+json`` (RFC 9457).
 
-Routes raise ``Problem``; the table at the end turns other exceptions into one. This is the only
-file that knows status codes.
+Routes raise ``Problem``; ``register`` makes one of every other exception.
 """
 
 import errno
@@ -10,7 +9,7 @@ import math
 from typing import Any
 
 import redis
-from flask import Flask, Response, has_request_context, json, jsonify, request
+from flask import Flask, Response, current_app, has_request_context, json, jsonify, request
 from gunicorn.http.errors import ParseException
 from kombu.exceptions import OperationalError
 from werkzeug.exceptions import HTTPException
@@ -155,6 +154,15 @@ def full(error: Exception) -> Response:
     return Problem(503, detail, retry_after_s=10).response()
 
 
+def _is_there(path: str) -> bool:
+    """Whether some route answers the request's method at this path."""
+    try:
+        current_app.url_map.bind("").match(path, method=request.method)
+    except HTTPException:
+        return False
+    return True
+
+
 def register(app: Flask) -> None:
     """Make every exception that leaves a route a problem response."""
 
@@ -200,7 +208,13 @@ def register(app: Flask) -> None:
         if status == 413:
             limit = app.config["MAX_CONTENT_LENGTH"]
             return Problem(413, f"The body is larger than {limit} bytes.").response()
-        response = Problem(status, error.description or error.name).response()
+        detail = error.description or error.name
+        if status == 404:
+            detail = f"There is nothing at {shorten(request.path)}."
+            known = [f"/v1{request.path}", request.path.rstrip("/")]
+            if better := next((path for path in known if _is_there(path)), None):
+                detail += f" Is {better} meant?"
+        response = Problem(status, detail).response()
         # Allow of a 405, Content-Range of a 416.
         for name, value in error.get_headers():
             if name != "Content-Type":

@@ -201,7 +201,8 @@ def job_audio(job_id: str) -> AnyResponse:
     if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
         return _sound_so_far(job, kind)
     if job.state is not State.DONE:
-        raise _not_yet(job, "its audio exists once it is done")
+        sooner = "; partial=true gives what there is" if job.kind is Kind.LONG else ""
+        raise _not_yet(job, f"its audio exists once it is done{sooner}")
     file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
     if kind == "wav":
         return whole_file(file, size, job_id)

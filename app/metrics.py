@@ -6,7 +6,9 @@ survive restarts.
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from flask import Response
@@ -155,6 +157,14 @@ class _Collector:
             ("redis_memory_limit_bytes", "Memory that Redis may use, 0 for any.", limit),
         ):
             yield GaugeMetricFamily(NAME + name, text, value=value)
+        # Before the first long job there may be no such directory.
+        with suppress(OSError):
+            disk = shutil.disk_usage(self.speech.settings.data_dir)
+            for name, text, value in (
+                ("data_free_bytes", "Room for long jobs where they are kept.", disk.free),
+                ("data_disk_bytes", "Size of that disk.", disk.total),
+            ):
+                yield GaugeMetricFamily(NAME + name, text, value=value)
 
 
 def _workers(workers: list[WorkerRecord]) -> Iterator[Metric]:

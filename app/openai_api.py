@@ -87,7 +87,7 @@ def create_speech() -> Response:
     response.headers["X-Job-Id"] = job.job_id
     response.headers["X-Seed"] = str(job.request.seed)
     response.headers["X-Sample-Rate"] = str(sound.rate)
-    response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
+    response.headers["X-Warnings"] = in_ascii("; ".join([*_warnings(body), *job.warnings]))
     return response
 
 
@@ -97,8 +97,7 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
         voice=_own_voice(body.voice),
         language=body.language,
         steps=body.steps or MODEL_STEPS.get(body.model, MODEL_STEPS["tts-1"]),
-        # OpenAI's range is wider; the nearest speed is better than none.
-        speed=min(max(body.speed, SPEED[0]), SPEED[1]),
+        speed=_speed(body),
         seed=body.seed,
         pause_s=body.pause_s,
     )
@@ -113,6 +112,16 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
             elif error["field"] == "voice":
                 problem.detail += f". OpenAI's names are known too: {', '.join(VOICE_NAMES)}"
         raise
+
+
+def _speed(body: V1Body) -> float:
+    """OpenAI's range is wider; the nearest speed is better than none."""
+    return min(max(body.speed, SPEED[0]), SPEED[1])
+
+
+def _warnings(body: V1Body) -> list[str]:
+    speed = _speed(body)
+    return [f"speed {body.speed:g} is out of reach, it is {speed:g}"] if speed != body.speed else []
 
 
 def _own_voice(voice: str) -> str:

@@ -90,6 +90,7 @@ class Manner(Body):
     speed: Speed = 1.05
     seed: Seed | None = None
     pause_s: Pause = 0.3
+    paragraph_pause_s: Pause | None = None
     end_pause_s: Pause = 0.0
 
 
@@ -275,6 +276,7 @@ ALLOWED = {
     "steps": f"a whole number from {STEPS[0]} to {STEPS[1]}",
     "speed": f"a number from {SPEED[0]} to {SPEED[1]}",
     "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    "paragraph_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}, or null",
     "end_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
     "id": f"a string of at most {MAX_NAME} characters",
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",

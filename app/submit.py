@@ -8,7 +8,7 @@ from dataclasses import replace
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
-from supertonic.chunking import PAUSE_SHARE
+from supertonic.chunking import PAUSE_SHARE, Break
 from supertonic.errors import EmptyText, UnknownVoice
 from supertonic.text import estimate_seconds, split_text, unknown_characters
 from supertonic.voices import shares
@@ -68,9 +68,10 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
             chunks = split_text(body.text, body.language, first_chars=first)
     except EmptyText as error:
         raise field_problem("text", body.text, str(error)) from None
-    pieces = [
-        Piece(chunk.text, round(PAUSE_SHARE[chunk.ends_at] * body.pause_s, 4)) for chunk in chunks
-    ]
+    pauses = {ends_at: round(share * body.pause_s, 4) for ends_at, share in PAUSE_SHARE.items()}
+    if body.paragraph_pause_s is not None:
+        pauses[Break.PARAGRAPH] = body.paragraph_pause_s
+    pieces = [Piece(chunk.text, pauses[chunk.ends_at]) for chunk in chunks]
     pieces[-1] = replace(pieces[-1], pause_s=body.end_pause_s)
     return pieces
 

@@ -207,7 +207,6 @@ def settings(arguments: argparse.Namespace, n_streams: int = 600) -> dict[str, s
         "SUPERTONIC_WEB_THREADS": str(max(100, n_streams)),
         "SUPERTONIC_DEVICE": arguments.device,
         "SUPERTONIC_PRECISION": arguments.precision,
-        **({"SUPERTONIC_MAX_WAIT_S": "0"} if arguments.admit_all else {}),
     }
 
 
@@ -238,7 +237,8 @@ def capacity(arguments: argparse.Namespace) -> dict[str, Any]:
     cores which web, Redis and the listeners left the worker.
     """
     engine = arguments.engines[-1]
-    with Service(**settings(arguments, 1000)) as service:
+    limits = {"SUPERTONIC_MAX_WAIT_S": "0"} if arguments.admit_all else {}
+    with Service(**settings(arguments, 1000), **limits) as service:
         rate = engine_rate(service, engine)
         print(f"{engine}: the engine alone makes {rate:.0f} seconds of sound per second")
         stage = Stage(service, engine)
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument(
         "--listeners", type=int, nargs="+", help="with --capacity: try these numbers of people"
     )
-    parser.add_argument("--admit-all", action="store_true", help="refuse nobody, whoever it costs")
+    parser.add_argument("--admit-all", action="store_true", help="with --capacity: refuse nobody")
     parser.add_argument("--soak", type=float, metavar="MINUTES", nargs="?", const=20.0)
     arguments = parser.parse_args()
     arguments.engines = arguments.engines or (["tiny"] if arguments.quick else ["null", "tiny"])

@@ -200,7 +200,10 @@ class Webhooks:
             raise Refused(f"{host} has no address: {error.strerror or error}") from None
         for text in found:
             if not self._is_allowed(host, ipaddress.ip_address(text)):
-                raise Refused(f"{host} is at {text}, which is not a public address")
+                raise Refused(
+                    f"{host} is at {text}, which is not a public address and not among "
+                    "SUPERTONIC_WEBHOOK_ALLOW_PRIVATE"
+                )
         if not found:
             raise Refused(f"{host} has no address")
         return found

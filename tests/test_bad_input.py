@@ -206,6 +206,21 @@ def test_an_unknown_route_is_a_problem_too(server: Stack, path: str) -> None:
     problem(server.get(path), 404)
 
 
+def test_a_path_that_is_nearly_right_is_told_the_right_one(server: Stack) -> None:
+    for method, path, meant in (
+        ("POST", "/audio/speech", "/v1/audio/speech"),
+        ("GET", "/models", "/v1/models"),
+        ("POST", "/synthesize/", "/synthesize"),
+        ("POST", "/v1/audio/speech/", "/v1/audio/speech"),
+    ):
+        answer = requests.request(method, server.url + path, json={"text": "Hi."})
+        assert answer.status_code == 404
+        said = answer.json().get("detail") or answer.json()["error"]["message"]
+        assert said == f"There is nothing at {path}. Is {meant} meant?"
+    nowhere = problem(server.get("/audio/speech"), 404)["detail"]
+    assert nowhere == "There is nothing at /audio/speech."
+
+
 @pytest.mark.parametrize("job_id", ["a" * 24, "A" * 24, "x", "²" * 24, "%00", "%ff", "a" * 3000])
 def test_an_unknown_job_is_not_found_on_any_of_its_routes(server: Stack, job_id: str) -> None:
     for path in (f"/jobs/{job_id}", f"/jobs/{job_id}/audio", f"/jobs/{job_id}/events"):

@@ -44,7 +44,7 @@ def speak(stack: Stack, number: int) -> float:
 def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
     """Whichever step of the worker is made first: its order changes from start to start."""
     for _ in range(3):
-        alone_s = speak(cores, 0)
+        alone_s = min(speak(cores, number) for number in (0, 7))
         with ThreadPoolExecutor(6) as pool:
             taken_s = sorted(pool.map(lambda number: speak(cores, number), range(1, 7)))
         # Six on three cores: three at once, and then three.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from benchmarks.null_engine import SAMPLE_RATE
 from tasks.celery import SYNTHESIZE, app
 from tasks.envelopes import envelopes, shown
 from tasks.messages import Chunk, Urgency
@@ -123,7 +125,7 @@ def test_our_worker_takes_what_stock_celery_sends(stack: Stack) -> None:
     from tasks.events import EventStore
 
     store = EventStore(stack.redis)
-    store.create(a_job("stock", 2), some_pieces(2), 60)
+    store.create(replace(a_job("stock", 2), sample_rate=SAMPLE_RATE), some_pieces(2), 60)
     sender = Celery(broker=stack.redis_url)
     for index, urgency in enumerate((Urgency.HIGH, Urgency.NORMAL)):
         chunk = a_chunk("stock", index, count=2, urgency=urgency, due=time.time())

@@ -143,6 +143,7 @@ def test_audio_of_an_unfinished_job_is_refused_with_its_progress(server: Stack) 
     job_id = submit(server, 30_000)
     answer = server.get(f"/jobs/{job_id}/audio")
     assert answer.status_code == 409 and "progress" in answer.json()
+    assert "partial=true gives what there is" in answer.json()["detail"]
     server.delete(f"/jobs/{job_id}")
 
 

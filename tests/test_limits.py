@@ -233,14 +233,14 @@ def test_clients_that_never_finish_do_not_keep_others_out(limited: Stack) -> Non
 
 
 def test_open_streams_are_not_taken_for_slow_clients(stack: Stack) -> None:
-    """Three of four threads are busy, but with answering."""
-    stack.env |= {"SUPERTONIC_WEB_THREADS": "4", "SUPERTONIC_WEB_PROCESSES": "1"}
+    """Seven of twelve threads are busy, but with answering."""
+    stack.env |= {"SUPERTONIC_WEB_THREADS": "12", "SUPERTONIC_WEB_PROCESSES": "1"}
     stack.start_redis()
     stack.start_web()
     wait_for(lambda: stack.get("/livez").status_code == 200)
     with connect(stack.redis_url) as client, ExitStack() as close:
         WorkerRecords(client).announce(IDLE)
-        streams = [close.enter_context(stack.stream({"text": "Hi."})) for _ in range(3)]
+        streams = [close.enter_context(stack.stream({"text": "Hi."})) for _ in range(7)]
         ends_at = time.monotonic() + PRESSED_S + 1.5
         for stream in streams:
             for line in stream.iter_lines():

@@ -48,8 +48,9 @@ def test_a_job_can_be_followed_through_every_process(stack: Stack) -> None:
         return [(line["process"], line["event"]) for line in told]
 
     told = story(job_id)
-    assert set(told[:-2]) == {("web", "accepted"), ("worker", "chunk spoken")}
-    assert set(told[-2:]) == {("web", "delivered"), ("web", "request")}
+    # The last chunk may be delivered before its worker has written that it spoke it.
+    assert told[0] == ("web", "accepted")
+    assert set(told[1:]) == {("worker", "chunk spoken"), ("web", "delivered"), ("web", "request")}
     told = story(long_id)
     steps = [("web", "accepted"), ("worker", "chunk spoken"), ("files", "job moved")]
     assert {*steps, ("files", "job done")} <= set(told)

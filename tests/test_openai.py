@@ -187,6 +187,8 @@ def test_what_is_unknown_is_ignored_and_odd_speeds_are_taken(client: openai.Open
     slow = create(client, speed=0.25, extra_body={"seed": 1, "colour": "red"}, **options)
     half = create(client, speed=0.5, extra_body={"seed": 1}, **options)
     assert slow.content == half.content
+    assert slow.response.headers["X-Warnings"] == "speed 0.25 is out of reach, it is 0.5"
+    assert half.response.headers["X-Warnings"] == ""
 
 
 def test_null_is_the_same_as_nothing(server: Stack) -> None:

@@ -38,7 +38,7 @@ def test_a_hung_engine_ends_its_worker_and_the_others_are_served(stack: Stack) -
     # What it had not begun was handed back at once; only the hung batch waits for its lease.
     assert stack.redis.hlen("unacked") <= 1
     stack.env["SUPERTONIC_BATCH_LIMIT_S"] = "0"
-    stack.start_worker(app="benchmarks.null_worker")
+    stack.start_worker()
     speaking.join(60)
     assert set(answers.values()) == {200} and len(answers) == 5
 
@@ -100,7 +100,7 @@ def test_the_last_batch_of_a_stopping_worker_stays_its_own(stack: Stack, is_stoc
     stack.env["SUPERTONIC_BROKER_URL"] = stack.redis_url if is_stock else ""
     start_slow(stack, app="tests.faulty_worker")
     # Another one is there who would take it over.
-    stack.start_worker("worker2", app="benchmarks.null_worker")
+    stack.start_worker("worker2")
     records = WorkerRecords(stack.redis)
     wait_for(lambda: len(records.living()) == 2)
     stack.processes["worker2"].send_signal(signal.SIGSTOP)

@@ -2,6 +2,9 @@
 
 from contextlib import ExitStack
 
+import pytest
+import requests
+
 from tests.stack import Stack, wait_for
 
 HANDSHAKE = {
@@ -35,3 +38,25 @@ def test_listeners_leave_threads_for_everybody_else(stack: Stack) -> None:
         assert stack.get("/livez").status_code == stack.get("/readyz").status_code == 200
         assert stack.post("/synthesize/long", {"text": "Later."}).status_code == 202
     wait_for(lambda: stack.post("/synthesize", {"text": "Now."}).status_code == 200, 10)
+
+
+def test_who_no_longer_waits_for_a_file_gives_the_thread_back(stack: Stack) -> None:
+    """Though the job goes on: its client has a key to ask for it again."""
+    stack.env |= {"SUPERTONIC_WEB_PROCESSES": "1", "SUPERTONIC_WEB_THREADS": "8"}
+    stack.env |= {"NULL_BATCH_MS": "1000", "NULL_BYTES": "30000"}
+    stack.start_redis()
+    stack.start_web()
+    stack.start_files()
+    stack.start_worker(app="benchmarks.null_worker")
+    stack.wait_ready()
+    for number in range(8):
+        ask = {"text": "Hello there. " * 200, "max_chunk_chars": 50, "target_chunk_chars": 50}
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(
+                f"{stack.url}/synthesize/long?wait=true",
+                json=ask,
+                headers={"Idempotency-Key": str(number)},
+                timeout=1.5,
+            )
+    jobs = stack.get("/jobs").json()["jobs"]
+    assert len(jobs) == 8 and {job["state"] for job in jobs} <= {"queued", "running"}

@@ -111,6 +111,17 @@ def test_silence_may_be_asked_for_behind_a_text(server: Stack) -> None:
     assert server.post("/synthesize", body | {"end_pause_s": 4}).status_code == 422
 
 
+def test_paragraphs_may_have_a_silence_of_their_own(server: Stack) -> None:
+    body = {"text": "One. Two.\n\nThree.\nFour.\n\nFive.", "seed": 3, "output_format": "wav"}
+    plain, same, longer = (
+        samples_of(server.post("/synthesize", body | more).content)
+        for more in ({}, {"paragraph_pause_s": None}, {"paragraph_pause_s": 1.3})
+    )
+    rate = server.get("/voices").json()["model"]["sample_rate"]
+    assert np.array_equal(plain, same)
+    assert len(longer) - len(plain) == 2 * (round(1.3 * rate) - round(0.3 * rate))
+
+
 def test_every_voice_and_language_speaks(server: Stack) -> None:
     listed = server.get("/voices").json()
     assert [voice["id"] for voice in listed["voices"]] == [
