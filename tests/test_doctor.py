@@ -280,7 +280,7 @@ def test_what_is_no_url_of_a_redis_is_a_failure(url: str) -> None:
         ("RATE_LIMIT", "60", "such as 60/minute"),
         ("LOG_LEVEL", "nonsense", "expected one of DEBUG"),
         ("WEBHOOK_SECRET", "x", "at least 24"),
-        ("REDIS_URL", "redis://h:abc", "Port"),
+        ("REDIS_URL", "redis://h:abc", "expected redis://:PASSWORD@HOST"),
         ("DATA_DIR", "/proc/nowhere", "/proc cannot be written"),
         ("JOBS_URL", "nosuch://me:secret@place", "Protocol not known"),
     ],
