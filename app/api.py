@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request
@@ -12,7 +11,7 @@ from app.access import check_admin, owner_of
 from app.errors import Problem, field_problem, no_worker
 from app.follow import Ended, Gap, Spoken, follow
 from app.job_sound import collected, first_samples, json_with_sound, samples_in
-from app.jobs import Speech
+from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.offer import languages_of, voices_of
 from app.schemas import (
@@ -27,10 +26,10 @@ from app.schemas import (
     validate,
 )
 from app.stream import failure, sse_response
+from app.version import service_version
 from tasks.celery import queue_lengths
 from tasks.dead_letters import MAX_LETTERS, letters
 from tasks.messages import Job, Kind, Piece, State
-from tasks.settings import Settings
 from tasks.workers import WorkerRecord
 
 api = Blueprint("api", __name__)
@@ -42,22 +41,6 @@ LANGUAGE_NAMES = {
     "pt": "Portuguese",
     "fr": "French",
 }
-
-
-def speech() -> Speech:
-    service: Speech = current_app.extensions["speech"]
-    return service
-
-
-def settings() -> Settings:
-    return speech().settings
-
-
-def service_version() -> str:
-    try:
-        return version("supertonic-server")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 # -- speech ----------------------------------------------------------------------------------
@@ -186,7 +169,7 @@ def voices() -> Response:
             "steps": {"min": STEPS[0], "max": STEPS[1]},
             "speed": {"min": SPEED[0], "max": SPEED[1]},
             "pause_s": {"min": PAUSE_S[0], "max": PAUSE_S[1]},
-            "text_chars": settings().max_text_chars,
+            "text_chars": speech().settings.max_text_chars,
         },
         model=_model(workers),
     )
@@ -290,7 +273,8 @@ def _batch(workers: list[WorkerRecord]) -> dict[str, Any]:
     if workers:
         worker = workers[0]
         return {"max_batch_size": worker.max_batch, "max_wait_time_ms": worker.max_wait_ms}
-    return {"max_batch_size": settings().max_batch, "max_wait_time_ms": settings().max_wait_ms}
+    settings = speech().settings
+    return {"max_batch_size": settings.max_batch, "max_wait_time_ms": settings.max_wait_ms}
 
 
 def _worker(worker: WorkerRecord) -> dict[str, Any]:

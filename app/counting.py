@@ -5,9 +5,9 @@ import logging
 import threading
 
 import redis
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, request
 
-from app.jobs import Speech
+from app.jobs import Speech, speech
 from tasks.measures import HTTP
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,10 @@ def start(app: Flask) -> None:
 
 
 def _count(response: Response) -> Response:
-    speech: Speech = current_app.extensions["speech"]
     # The rule, not the path, and no method we never heard of: a stranger must not make series.
     route = request.url_rule.rule if request.url_rule else "none"
     method = request.method if request.method in METHODS else "other"
-    speech.meter.count(HTTP, method, route, str(response.status_code))
+    speech().meter.count(HTTP, method, route, str(response.status_code))
     return response
 
 

@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
-from app.api import about, check_done, file_answer, in_ascii, speech
+from app.api import about, check_done, file_answer, in_ascii
 from app.captions import CAPTION_TYPES, as_srt, as_vtt, cues
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
@@ -27,6 +27,7 @@ from app.job_sound import (
     samples_in,
     whole_file,
 )
+from app.jobs import speech
 from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import silence

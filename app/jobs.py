@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import redis
-from flask import g
+from flask import current_app, g
 from kombu.exceptions import OperationalError
 
 from app.admission import limits, refusal
@@ -246,3 +246,9 @@ class Speech:
         self.store.drop_audio(job.job_id, range(job.count))
         self.files.delete(job.job_id)
         self.store.forget_job(job.job_id)
+
+
+def speech() -> Speech:
+    """The one of the application that answers this request."""
+    service: Speech = current_app.extensions["speech"]
+    return service

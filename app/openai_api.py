@@ -17,11 +17,11 @@ from flask import Blueprint, Response, jsonify, request
 from pybase64 import b64encode
 
 from app.access import owner_of
-from app.api import check_done, in_ascii, speech
+from app.api import check_done, in_ascii
 from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, WholeWav, encoder
 from app.errors import Problem
 from app.follow import Ended, Gap, Spoken, follow
-from app.jobs import Speech
+from app.jobs import Speech, speech
 from app.offer import voices_of
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
 from app.stream import cancelling, failure

@@ -14,12 +14,13 @@ from pydantic.json_schema import models_json_schema
 
 from app.access import PUBLIC, keyring
 from app.answers import EVENTS, ErrorEnvelope, Problem
-from app.api import service_version, speech
 from app.errors import ENVELOPED_AS_400, TITLES
+from app.jobs import speech
 from app.offer import languages_of, voices_of
 from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
 from app.schemas import ALLOWED, Body
+from app.version import service_version
 from supertonic.voices import MOST_MIXED
 
 openapi = Blueprint("openapi", __name__)
