@@ -9,11 +9,12 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin, owner_of
 from app.errors import Problem, field_problem, no_worker
-from app.follow import Ended, Gap, Spoken, follow
+from app.follow import Spoken
 from app.job_sound import collected, first_samples, json_with_sound, samples_in
 from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.offer import languages_of, voices_of
+from app.outcome import until_done
 from app.schemas import (
     PAUSE_S,
     SPEED,
@@ -25,11 +26,11 @@ from app.schemas import (
     read_json,
     validate,
 )
-from app.stream import failure, sse_response
+from app.stream import sse_response
 from app.version import service_version
 from tasks.celery import queue_lengths
 from tasks.dead_letters import MAX_LETTERS, letters
-from tasks.messages import Job, Kind, Piece, State
+from tasks.messages import Job, Kind, Piece
 from tasks.workers import WorkerRecord
 
 api = Blueprint("api", __name__)
@@ -67,15 +68,10 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
     service = speech()
 
     def spoken() -> Iterator[bytes]:
-        for item in follow(service, job, pieces, may_return=False):
-            match item:
-                case Spoken(pcm=bytes(pcm)):
-                    facts.append(item.facts)
-                    yield pcm
-                case Gap():
-                    raise failure(job, f"the audio of chunk {item.index} was lost")
-                case Ended():
-                    check_done(job, item)
+        for item in until_done(service, job, pieces):
+            if isinstance(item, Spoken) and item.pcm is not None:
+                facts.append(item.facts)
+                yield item.pcm
 
     peer = request.environ.get("gunicorn.socket")
     with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
@@ -99,13 +95,6 @@ def about(response: Response, job: Job) -> Response:
 def in_ascii(text: str) -> str:
     """For a header: any other character by its number, as in U+00E5."""
     return "".join(char if char.isascii() else f"U+{ord(char):04X}" for char in text)
-
-
-def check_done(job: Job, item: Ended) -> None:
-    if item.state is State.CANCELLED:
-        raise Problem(409, "The job was cancelled.", job_id=job.job_id)
-    if item.state is State.FAILED:
-        raise failure(job, item.error, item.status)
 
 
 def file_answer(job: Job, n_bytes: int, facts: list[dict[str, float | int]]) -> dict[str, Any]:

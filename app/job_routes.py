@@ -14,11 +14,11 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
-from app.api import about, check_done, file_answer, in_ascii
+from app.api import about, file_answer, in_ascii
 from app.captions import CAPTION_TYPES, as_srt, as_vtt, cues
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
-from app.follow import Ended, Spoken, follow
+from app.follow import Spoken
 from app.job_sound import (
     collected,
     encoded,
@@ -28,6 +28,7 @@ from app.job_sound import (
     whole_file,
 )
 from app.jobs import speech
+from app.outcome import until_done
 from app.schemas import EVENT_ID, LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import silence
@@ -78,11 +79,9 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
             service.cancel(job)
 
     with current_app.extensions["hangup"].watch(peer, gone):
-        for item in follow(service, job, pieces, with_audio=False):
+        for item in until_done(service, job, pieces, with_audio=False):
             if isinstance(item, Spoken):
                 facts.append(item.facts)
-            elif isinstance(item, Ended):
-                check_done(job, item)
             if left.is_set():
                 # The job may go on, but nobody is here whom this thread could answer.
                 raise Problem(409, "The client has left.", job_id=job.job_id)

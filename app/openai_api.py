@@ -17,14 +17,15 @@ from flask import Blueprint, Response, jsonify, request
 from pybase64 import b64encode
 
 from app.access import owner_of
-from app.api import check_done, in_ascii
+from app.api import in_ascii
 from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, WholeWav, encoder
 from app.errors import Problem
-from app.follow import Ended, Gap, Spoken, follow
+from app.follow import Spoken
 from app.jobs import Speech, speech
 from app.offer import voices_of
+from app.outcome import until_done
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
-from app.stream import cancelling, failure
+from app.stream import cancelling
 from supertonic.voices import VOICES
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece
@@ -141,14 +142,9 @@ def _sound(service: Speech, job: Job, pieces: list[Piece], sound: Encoder) -> It
         Problem: it cannot be completed; what was sent is then cut off, so that nobody takes it
             for the whole.
     """
-    for item in follow(service, job, pieces, may_return=False, encoder=sound):
-        match item:
-            case Spoken(pcm=bytes(part)) if part:
-                yield part
-            case Gap():
-                raise failure(job, f"the audio of chunk {item.index} was lost")
-            case Ended():
-                check_done(job, item)
+    for item in until_done(service, job, pieces, encoder=sound):
+        if isinstance(item, Spoken) and item.pcm:
+            yield item.pcm
 
 
 def _broken_off_quietly(job: Job, parts: Iterator[bytes]) -> Iterator[bytes]:

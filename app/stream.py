@@ -14,16 +14,14 @@ import orjson
 from flask import Response, current_app, request
 from pybase64 import b64encode
 
-from app.errors import Problem
 from app.follow import Ended, Gap, Item, Paused, Quiet, Resumed, Spoken, follow, let_go
 from app.jobs import Speech
+from app.outcome import failure
 from supertonic.audio import wav_bytes
 from tasks.messages import Job, Piece, State
 
 HEARTBEAT_FIRST_S = 1.0
 HEARTBEAT_LATER_S = 15.0
-# When to try again where a part of the service was away.
-RETRY_S = 5
 
 
 def sse_response(
@@ -168,13 +166,6 @@ def _ending(job: Job, item: Ended, samples: int) -> bytes:
     if item.state is State.CANCELLED:
         return _sse("cancelled", {"job_id": job.job_id}, job.count + 1)
     return _sse("error", failure(job, item.error, item.status).body(), job.count + 1)
-
-
-def failure(job: Job, error: str, status: int = 500) -> Problem:
-    """Why a job failed, for any kind of answer."""
-    retry_after_s = RETRY_S if status == 503 else None
-    detail = error or "The job failed."
-    return Problem(status, detail, retry_after_s=retry_after_s, job_id=job.job_id)
 
 
 def _sse(event: str, body: dict[str, Any], event_id: int | str) -> bytes:

@@ -27,8 +27,9 @@ from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.fragments import Fragments
 from app.jobs import Speech
+from app.outcome import failure
 from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
-from app.stream import accepted, chunk_head, failure
+from app.stream import accepted, chunk_head
 from app.submit import check_text
 from tasks.messages import Job, Kind, State
 
