@@ -10,7 +10,14 @@ from werkzeug.wrappers import Response as AnyResponse
 from app.access import check_admin, owner_of
 from app.errors import Problem, field_problem, no_worker
 from app.follow import Spoken
-from app.job_sound import collected, first_samples, json_with_sound, samples_in
+from app.job_sound import (
+    collected,
+    first_samples,
+    json_with_sound,
+    samples_in,
+    tell_job,
+    tell_warnings,
+)
 from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.offer import languages_of, voices_of
@@ -78,42 +85,10 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
         file, size = collected(spoken(), job.sample_rate)
     if output_format == "wav":
         response = first_samples(file, samples_in(size), job.sample_rate)
-        response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
+        tell_warnings(response, job.warnings)
     else:
-        response = json_with_sound(file_answer(job, size, facts), file, size)
-    return about(response, job)
-
-
-def about(response: Response, job: Job) -> Response:
-    """The answer, with headers that tell of the job what a WAV cannot."""
-    response.headers["X-Job-Id"] = job.job_id
-    response.headers["X-Seed"] = str(job.request.seed)
-    response.headers["X-Sample-Rate"] = str(job.sample_rate)
-    return response
-
-
-def in_ascii(text: str) -> str:
-    """For a header: any other character by its number, as in U+00E5."""
-    return "".join(char if char.isascii() else f"U+{ord(char):04X}" for char in text)
-
-
-def file_answer(job: Job, n_bytes: int, facts: list[dict[str, float | int]]) -> dict[str, Any]:
-    """The answer of the original server beside the WAV, and what it lacked.
-
-    ``inference_time_ms`` adds up what the engine spent on the batches of this request's chunks,
-    ``queue_time_ms`` is how long the first chunk waited, ``batch_size`` the largest batch.
-    """
-    return {
-        "duration_seconds": round(samples_in(n_bytes) / job.sample_rate, 4),
-        "sample_rate": job.sample_rate,
-        "inference_time_ms": round(sum(f.get("inference_time_ms", 0) for f in facts), 3),
-        "batch_size": max((f.get("batch_size", 0) for f in facts), default=0),
-        "queue_time_ms": facts[0].get("queue_time_ms", 0) if facts else 0,
-        "seed": job.request.seed,
-        "warnings": list(job.warnings),
-        "job_id": job.job_id,
-        "chunks": job.count,
-    }
+        response = json_with_sound(job, file, size, facts)
+    return tell_job(response, job)
 
 
 # -- voices, health, settings ----------------------------------------------------------------

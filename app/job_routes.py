@@ -14,7 +14,6 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.accepting import Accepting, idempotency_key
 from app.access import owner_of
-from app.api import about, file_answer, in_ascii
 from app.captions import CAPTION_TYPES, as_srt, as_vtt, cues
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
@@ -25,6 +24,8 @@ from app.job_sound import (
     first_samples,
     json_with_sound,
     samples_in,
+    tell_job,
+    tell_warnings,
     whole_file,
 )
 from app.jobs import speech
@@ -88,10 +89,10 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
     file, size = _stored(job)
     if output_format == "wav":
         response = whole_file(file, size, job.job_id)
-        response.headers["X-Warnings"] = in_ascii("; ".join(job.warnings))
+        tell_warnings(response, job.warnings)
     else:
-        response = json_with_sound(file_answer(job, size, facts), file, size)
-    return about(response, job)
+        response = json_with_sound(job, file, size, facts)
+    return tell_job(response, job)
 
 
 def _stored(job: Job) -> tuple[BinaryIO, int]:

@@ -1,7 +1,9 @@
-"""The sound of a job as an answer: from disk a block at a time, never the file as a whole."""
+"""The sound of a job as an answer: from disk a block at a time, never the file as a whole. And what
+is told of the job beside it.
+"""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO
 
@@ -13,6 +15,7 @@ from app.encoding import MEDIA_TYPES, OPUS_RATE, SPOOL_BYTES, encoder
 from app.errors import Problem
 from supertonic.audio import BYTES_PER_SAMPLE, WAV_HEADER_BYTES, wav_header
 from tasks.jobsound import blocks
+from tasks.messages import Job
 
 # Base64 of whole blocks can be joined: their size is a multiple of three.
 BASE64_BLOCK = 3 << 16
@@ -105,9 +108,11 @@ def encoded(file: BinaryIO, n_samples: int, sample_rate: int, kind: str) -> Resp
     return response
 
 
-def json_with_sound(answer: dict[str, Any], file: BinaryIO, size: int) -> Response:
-    """A JSON object with the whole file as ``audio_base64`` in front."""
-    rest = json.dumps(answer, ensure_ascii=False).removeprefix("{").encode()
+def json_with_sound(
+    job: Job, file: BinaryIO, size: int, facts: list[dict[str, float | int]]
+) -> Response:
+    """A JSON object with the whole file as ``audio_base64`` in front; ``facts`` are the chunks'."""
+    rest = json.dumps(_figures(job, size, facts), ensure_ascii=False).removeprefix("{").encode()
     head = b'{"audio_base64": "'
 
     def body() -> Iterator[bytes]:
@@ -120,3 +125,40 @@ def json_with_sound(answer: dict[str, Any], file: BinaryIO, size: int) -> Respon
     response.call_on_close(file.close)
     response.content_length = len(head) + 4 * ((size + 2) // 3) + 3 + len(rest)
     return response
+
+
+def _figures(job: Job, size: int, facts: list[dict[str, float | int]]) -> dict[str, Any]:
+    """The answer of the original server beside the WAV, and what it lacked.
+
+    ``inference_time_ms`` adds up what the engine spent on the batches of this request's chunks,
+    ``queue_time_ms`` is how long the first chunk waited, ``batch_size`` the largest batch.
+    """
+    return {
+        "duration_seconds": round(samples_in(size) / job.sample_rate, 4),
+        "sample_rate": job.sample_rate,
+        "inference_time_ms": round(sum(f.get("inference_time_ms", 0) for f in facts), 3),
+        "batch_size": max((f.get("batch_size", 0) for f in facts), default=0),
+        "queue_time_ms": facts[0].get("queue_time_ms", 0) if facts else 0,
+        "seed": job.request.seed,
+        "warnings": list(job.warnings),
+        "job_id": job.job_id,
+        "chunks": job.count,
+    }
+
+
+def tell_job(response: Response, job: Job, sample_rate: int | None = None) -> Response:
+    """The answer, with headers that tell of the job what its sound cannot. ``sample_rate`` is that
+    of the sound where it is not the job's.
+    """
+    response.headers["X-Job-Id"] = job.job_id
+    response.headers["X-Seed"] = str(job.request.seed)
+    response.headers["X-Sample-Rate"] = str(sample_rate or job.sample_rate)
+    return response
+
+
+def tell_warnings(response: Response, warnings: Sequence[str]) -> None:
+    """What the speaker should know, in a header: all but ASCII by its number, as in U+00E5."""
+    text = "; ".join(warnings)
+    response.headers["X-Warnings"] = "".join(
+        char if char.isascii() else f"U+{ord(char):04X}" for char in text
+    )

@@ -17,10 +17,10 @@ from flask import Blueprint, Response, jsonify, request
 from pybase64 import b64encode
 
 from app.access import owner_of
-from app.api import in_ascii
 from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, WholeWav, encoder
 from app.errors import Problem
 from app.follow import Spoken
+from app.job_sound import tell_job, tell_warnings
 from app.jobs import Speech, speech
 from app.offer import voices_of
 from app.outcome import until_done
@@ -85,11 +85,8 @@ def create_speech() -> Response:
             response.content_length = len(first)
     response.headers["Cache-Control"] = "no-cache, no-transform"
     response.headers["X-Accel-Buffering"] = "no"
-    response.headers["X-Job-Id"] = job.job_id
-    response.headers["X-Seed"] = str(job.request.seed)
-    response.headers["X-Sample-Rate"] = str(sound.rate)
-    response.headers["X-Warnings"] = in_ascii("; ".join([*_warnings(body), *job.warnings]))
-    return response
+    tell_warnings(response, [*_warnings(body), *job.warnings])
+    return tell_job(response, job, sound.rate)
 
 
 def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
