@@ -22,6 +22,7 @@ from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
 from app.schemas import check_language, take_body
+from app.service_routes import service_routes
 from supertonic.memory import reuse_large_buffers
 from tasks.events import EventStore, connect
 from tasks.idempotency import IdempotencyKeys
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(admission.tell_wait)
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)
+    app.register_blueprint(service_routes)
     app.register_blueprint(pages)
     app.register_blueprint(openai_api)
     app.register_blueprint(openapi)

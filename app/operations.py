@@ -167,21 +167,21 @@ OPERATIONS: dict[str, Operation] = {
         ),
         needs_redis=False,
     ),
-    "api.index": Operation(
+    "service.index": Operation(
         "Health; browsers are sent to the page",
         {200: Good("health", {JSON: answers.Health}), 302: Good("to the page", {}, ("Location",))},
     ),
-    "api.voices": Operation(
+    "service.voices": Operation(
         "Voices, languages, defaults, limits", {200: Good("voices", {JSON: answers.Voices})}
     ),
-    "api.livez": Operation(
+    "service.livez": Operation(
         "This process answers", {200: Good("alive", {JSON: answers.Alive})}, needs_redis=False
     ),
-    "api.readyz": Operation(
+    "service.readyz": Operation(
         "Redis answers and a worker is ready to speak",
         {200: Good("ready", {JSON: answers.Ready})},
     ),
-    "api.metrics": Operation(
+    "service.metrics": Operation(
         "Figures, as JSON or for Prometheus",
         {200: Good("figures", {JSON: answers.Figures, "text/plain": None})},
         (422,),
@@ -189,7 +189,7 @@ OPERATIONS: dict[str, Operation] = {
             Parameter("format", {"type": "string", "enum": ["json", "prometheus"]}, "which"),
         ),
     ),
-    "api.dead_letters": Operation(
+    "service.dead_letters": Operation(
         "Queue messages that nobody could use, the latest first",
         {200: Good("messages", {JSON: answers.DeadLetters})},
         (422,),
@@ -200,7 +200,7 @@ OPERATIONS: dict[str, Operation] = {
         ),
         description="Needs the admin key; without one set, only the same machine may.",
     ),
-    "api.config_batch": Operation(
+    "service.config_batch": Operation(
         "Change the batch limits while running",
         {200: Good("what is in force now", {JSON: answers.BatchAnswer})},
         (400, 413, 415, 422, 504),
