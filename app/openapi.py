@@ -12,8 +12,8 @@ from flask import Blueprint, Flask, Response, current_app, jsonify
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app import answers
 from app.access import PUBLIC, keyring
-from app.answers import EVENTS, ErrorEnvelope, Problem
 from app.errors import ENVELOPED_AS_400, TITLES
 from app.jobs import speech
 from app.offer import languages_of, voices_of
@@ -124,7 +124,7 @@ def _operation(endpoint: str, path: str, operation: Operation) -> dict[str, Any]
         ways: list[dict[str, list[str]]] = [{name: []} for name in SCHEMES]
         described["security"] = ways if keyring().are_needed else [{}, *ways]
     if any(SSE in good.content for good in operation.good.values()):
-        described["x-events"] = {name: _ref(model) for name, model in EVENTS.items()}
+        described["x-events"] = {name: _ref(model) for name, model in answers.EVENTS.items()}
     return described
 
 
@@ -149,9 +149,9 @@ def _good(good: Good) -> dict[str, Any]:
 
 def _problem(status: int, path: str) -> dict[str, Any]:
     # Errors that gunicorn finds before it knows the path are problems everywhere.
-    content = {PROBLEM: {"schema": _ref(Problem)}}
+    content = {PROBLEM: {"schema": _ref(answers.Problem)}}
     if path.startswith("/v1/"):
-        content |= {JSON: {"schema": _ref(ErrorEnvelope)}}
+        content |= {JSON: {"schema": _ref(answers.ErrorEnvelope)}}
     return {
         "description": TITLES[status],
         "headers": _headers(PROBLEM_HEADERS.get(status, ())),
@@ -172,7 +172,7 @@ def _schemas() -> dict[str, Any]:
     bodies: set[type[Body]] = {each.body for each in OPERATIONS.values() if each.body is not None}
     good = [good for each in OPERATIONS.values() for good in each.good.values()]
     told = {model for each in good for model in each.content.values() if model is not None}
-    told |= {Problem, ErrorEnvelope, *EVENTS.values()}
+    told |= {answers.Problem, answers.ErrorEnvelope, *answers.EVENTS.values()}
     _, made = models_json_schema(
         [(model, "validation") for model in sorted(bodies, key=lambda model: model.__name__)]
         + [(model, "serialization") for model in sorted(told, key=lambda model: model.__name__)],
