@@ -36,7 +36,7 @@ def write_problem(sock: Any, status: int, reason: str, detail: str) -> None:
 util.write_error = write_problem
 
 
-class Worker(ThreadWorker):
+class WebWorker(ThreadWorker):
     """Threads, not greenlets: nothing is patched, and an open stream costs one sleeping thread.
 
     A client that sends its request too slowly loses its connection and does not keep the thread.
@@ -88,7 +88,7 @@ def when_ready(server: Any) -> None:
 
 bind = _settings.address
 workers = _settings.web_processes
-worker_class = Worker
+worker_class = WebWorker
 threads = _settings.web_threads
 worker_connections = _settings.web_threads + 200
 keepalive = 30

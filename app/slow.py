@@ -15,7 +15,7 @@ PRESSED_S = 3.0
 LOOK_S = 0.5
 
 
-class Reading:
+class ReadingWatch:
     """Connections whose requests are being read, and since when."""
 
     def __init__(self) -> None:
@@ -60,4 +60,4 @@ class Reading:
             self.close_slow(time.monotonic())
 
 
-READING = Reading()
+READING = ReadingWatch()

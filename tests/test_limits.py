@@ -12,7 +12,7 @@ import requests
 import websocket
 
 from app.limits import SpeechLimit
-from app.slow import PRESSED_S, READ_S, Reading
+from app.slow import PRESSED_S, READ_S, ReadingWatch
 from tasks.events import connect
 from tasks.settings import SettingsError
 from tasks.workers import WorkerRecords
@@ -192,7 +192,7 @@ def test_only_what_takes_too_long_is_closed_and_sooner_under_pressure() -> None:
         for pair in pairs:
             for sock in pair:
                 close.enter_context(sock)
-        reading = Reading()
+        reading = ReadingWatch()
         reading._threads = 8
         for ours, _ in pairs[:4]:
             reading.begin(ours)
