@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 # Without news a stream looks by itself this often; the bell normally wakes it.
 LOOK_S = 1.0
+STOPPED = "the server is being stopped"
 
 
 class Care:
@@ -43,7 +44,7 @@ class Care:
 
     def stop(self) -> None:
         """This process ends, and the job's listener with it."""
-        self.gave_up = "the server is being stopped"
+        self.gave_up = STOPPED
         with suppress(redis.RedisError):
             self.speech.store.end(self.job.job_id, State.FAILED, self.gave_up)
 

@@ -74,7 +74,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last item of every following: how the job ended."""
+    """The last item: how the job ended. Missing where this process ends and the job goes on."""
 
     state: State
     error: str = ""

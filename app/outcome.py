@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from app.care import STOPPED
 from app.encoding import Encoder
 from app.errors import Problem
 from app.follow import Ended, Gap, Item, follow
@@ -24,7 +25,7 @@ def until_done(
     nothing. Of a stream nobody can ask for the audio again.
 
     Raises:
-        Problem: a chunk was lost, or the job was cancelled or failed.
+        Problem: a chunk was lost, the job was cancelled or failed, or this process ends before it.
     """
     for item in follow(
         speech, job, pieces, with_audio=with_audio, may_return=False, encoder=encoder
@@ -39,6 +40,8 @@ def until_done(
             case Ended():
                 return
         yield item
+    # The job goes on without this process; what there is of it must not be taken for the whole.
+    raise failure(job, STOPPED, 503)
 
 
 def failure(job: Job, error: str, status: int = 500) -> Problem:

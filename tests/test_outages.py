@@ -108,6 +108,30 @@ def test_a_web_that_is_stopped_says_so_to_its_listeners(stack: Stack) -> None:
     assert states == ["failed", "running"]
 
 
+def test_who_waits_for_a_long_job_gets_no_part_of_it_as_the_whole(stack: Stack) -> None:
+    start_slow(stack)
+    stack.start_files()
+    body = {"text": TEXT * 8, "target_chunk_chars": 50, "output_format": "wav"}
+    answers: list[requests.Response] = []
+
+    def wait() -> None:
+        address = f"{stack.url}/synthesize/long?wait=true"
+        answers.append(requests.post(address, json=body, timeout=60))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    wait_for(lambda: any(job["chunks_done"] >= 4 for job in stack.get("/jobs").json()["jobs"]))
+    assert stack.stop("web") == 0
+    waiting.join(5)
+    (answer,) = answers
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "5"
+    assert answer.json()["detail"] == "the server is being stopped"
+    stack.start_web()
+    stack.wait_ready()
+    job = stack.get(f"/jobs/{answer.json()['job_id']}").json()
+    assert job["state"] == "running", "it goes on for whoever comes back"
+
+
 def test_a_request_whose_workers_left_is_told_to_come_back(stack: Stack) -> None:
     stack.env["SUPERTONIC_PATIENCE_S"] = "2"
     start_slow(stack)
