@@ -25,7 +25,7 @@ from app.jobs import Speech, speech
 from app.offer import voices_of
 from app.outcome import until_done
 from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
-from app.stream import cancelling
+from app.stream import cancelling, unbuffered
 from supertonic.voices import VOICES
 from tasks.logs import facts
 from tasks.messages import Job, Kind, Piece
@@ -83,10 +83,8 @@ def create_speech() -> Response:
         response = Response(whole, content_type=MEDIA_TYPES[body.response_format])
         if is_whole:
             response.content_length = len(first)
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"
     tell_warnings(response, [*_warnings(body), *job.warnings])
-    return tell_job(response, job, sound.rate)
+    return tell_job(unbuffered(response), job, sound.rate)
 
 
 def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
@@ -174,8 +172,7 @@ def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes
 
 
 def _seconds(service: Speech, job: Job) -> float:
-    found = service.find(job.job_id)
-    ended = found[0] if found else job
+    ended = service.store.job(job.job_id) or job
     return (ended.samples + ended.pause_samples) / ended.sample_rate
 
 

@@ -55,10 +55,15 @@ def sse_response(
     if not may_return:
         events = cancelling(speech, job, events)
     response = Response(events, content_type="text/event-stream; charset=utf-8")
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    # nginx would otherwise hold events back until a buffer is full.
-    response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Job-Id"] = job.job_id
+    return unbuffered(response)
+
+
+def unbuffered(response: Response) -> Response:
+    """The same, to be passed on as it comes by whatever is in between."""
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    # nginx would otherwise hold it back until a buffer is full.
+    response.headers["X-Accel-Buffering"] = "no"
     return response
 
 
