@@ -191,8 +191,8 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
     job_id = a_long_sound(stack, 1800)
     folder = stack.data_dir / "jobs" / job_id
     with pytest.raises(requests.ReadTimeout):
-        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=1)
-    wait_for(lambda: (folder / "book.m4b.partial").exists(), 10)
+        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
+    wait_for(lambda: (folder / "book.m4b.partial").exists(), 30)
     stack.kill("files")
     assert not (folder / "book.m4b").exists()
     stack.start_files()
