@@ -1,8 +1,8 @@
 """The web side: takes text, gives sound. It never loads torch; the workers do the speaking.
 
-Read it in this order: ``api`` and ``job_routes`` (routes), ``jobs`` (request → job → chunks),
-``follow`` (job → audio in order), ``stream`` (Server-Sent Events), ``websocket`` (binary frames),
-``errors`` (what clients are told when it goes wrong).
+Read it in this order: ``api``, ``job_routes`` and ``books`` (routes), ``jobs`` (request → job →
+chunks), ``follow`` (job → audio in order), ``stream`` (Server-Sent Events), ``websocket`` (binary
+frames), ``errors`` (what clients are told when it goes wrong).
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app import access, admission, api, counting, errors, origins, seats, websocket
 from app.accepting import Accepting
 from app.bell import Bell
+from app.books import book_routes
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
 from app.jobs import Speech
@@ -78,6 +79,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(admission.tell_wait)
     app.register_blueprint(api.api)
     app.register_blueprint(job_routes)
+    app.register_blueprint(book_routes)
     app.register_blueprint(service_routes)
     app.register_blueprint(pages)
     app.register_blueprint(openai_api)

@@ -1,4 +1,4 @@
-"""Accepting a long job: once per idempotency key, and with its webhook on disk before it."""
+"""Accepting a long job: once per idempotency key, and with what belongs to it on disk before it."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import json
 from app.errors import Problem, field_problem
 from app.jobs import Speech, new_job_id
 from app.schemas import LongBody
+from tasks.books import Book
 from tasks.idempotency import IdempotencyKeys, InFlight
 from tasks.messages import Job, Kind, Piece
 from tasks.webhooks import Delivery, Refused, Webhooks
@@ -67,15 +68,19 @@ class Accepting:
             raise Problem(409, detail, retry_after_s=1) from None
 
     def _make(self, body: LongBody, owner: str, job_id: str) -> tuple[Job, list[Piece]]:
-        if body.webhook_url is None:
-            return self.speech.submit(body, Kind.LONG, owner, job_id=job_id)
+        records: list[Delivery | Book] = []
+        if body.webhook_url is not None:
+            try:
+                self.webhooks.check(body.webhook_url)
+            except Refused as refused:
+                raise field_problem("webhook_url", body.webhook_url, str(refused)) from None
+            records.append(Delivery(body.webhook_url))
+        if body.title or body.author:
+            records.append(Book(body.title, body.author))
         try:
-            self.webhooks.check(body.webhook_url)
-        except Refused as refused:
-            raise field_problem("webhook_url", body.webhook_url, str(refused)) from None
-        # Before the job: it may be over before this line is through.
-        Delivery(body.webhook_url).save(self.speech.files.make_folder(job_id))
-        try:
+            # Before the job: it may be over before the last line here is through.
+            for record in records:
+                record.save(self.speech.files.make_folder(job_id))
             return self.speech.submit(body, Kind.LONG, owner, job_id=job_id)
         except BaseException:
             self.speech.files.delete(job_id)

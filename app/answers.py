@@ -122,6 +122,8 @@ class JobLinks(BaseModel):
     events: str
     audio: str
     captions: str
+    chapters: str
+    book: str
     model_config = ConfigDict(extra="forbid")
 
 
@@ -161,6 +163,22 @@ class JobAnswer(Answer):
     warnings: list[str]
     webhook: WebhookDelivery | None
     links: JobLinks
+
+
+class ListedChapter(Answer):
+    """Times are ``null`` for what is not spoken yet."""
+
+    title: str
+    chunk_index: int
+    start_seconds: float | None
+    end_seconds: float | None
+
+
+class Chapters(Answer):
+    job_id: str
+    title: str
+    author: str
+    chapters: list[ListedChapter]
 
 
 class DeletedJob(JobAnswer):

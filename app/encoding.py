@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Any, Protocol
 
+import av
 import numpy as np
 import soundfile
 import soxr
@@ -27,11 +28,13 @@ BLOCK_BYTES = 1 << 18
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "opus": "audio/opus",
+    "aac": "audio/aac",
     "flac": "audio/flac",
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-FILE_FORMATS = ("wav", "mp3", "opus", "flac")
+FILE_FORMATS = ("wav", "mp3", "opus", "aac", "flac")
+AAC_BIT_RATE = 96_000
 # Of an MP3 whose bits per second change, without its length in front, readers cannot tell where it
 # ends. This much compression gives 112 kbit/s at 44.1 kHz.
 _MP3_OPTIONS = {"bitrate_mode": "CONSTANT", "compression_level": 0.7}
@@ -56,6 +59,8 @@ def encoder(kind: str, rate_in: int, rate_out: int) -> Encoder:
         return Wav(rate_in, rate_out)
     if kind == "flac":
         return Flac(rate_in, rate_out)
+    if kind == "aac":
+        return Aac(rate_in, rate_out)
     return File(kind, rate_in, rate_out)
 
 
@@ -140,6 +145,40 @@ class File(Pcm):
         return taken
 
 
+class Aac(Pcm):
+    """AAC in frames that need no file around them (ADTS), sent while they are made."""
+
+    def __init__(self, rate_in: int, rate_out: int) -> None:
+        super().__init__(rate_in, rate_out)
+        self._sink = Appended()
+        # Without it a second of sound waits in the muxer.
+        options = {"flush_packets": "1"}
+        self._file = av.open(self._sink, "w", format="adts", options=options)
+        self._stream = self._file.add_stream(
+            "aac", rate=rate_out, layout="mono", bit_rate=AAC_BIT_RATE
+        )
+        self._n_samples = 0
+
+    def encode(self, pcm: bytes) -> bytes:
+        self._mux(super().encode(pcm))
+        return self._sink.take()
+
+    def finish(self) -> Iterator[bytes]:
+        self._mux(b"".join(super().finish()))
+        self._file.mux(self._stream.encode(None))
+        self._file.close()
+        yield self._sink.take()
+
+    def _mux(self, pcm: bytes) -> None:
+        if not pcm:
+            return
+        samples = np.frombuffer(pcm, "<i2")[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate, frame.pts = self.rate, self._n_samples
+        self._n_samples += samples.shape[1]
+        self._file.mux(self._stream.encode(frame))
+
+
 class Flac(File):
     """All of it at the end, when its beginning can tell its length; an hour has 100 MB."""
 
@@ -158,7 +197,7 @@ class Flac(File):
 
 
 class Appended:
-    """A file that is sent while it is written, for soundfile. What was sent cannot be written
+    """A file that is sent while it is written, for an encoder. What was sent cannot be written
     anew, as an MP3's first frame would be in the end: it stays a frame of silence.
     """
 

@@ -138,14 +138,14 @@ def _cursor_text(key: tuple[float, str] | None) -> str | None:
 
 @job_routes.get("/jobs/<job_id>")
 def get_job(job_id: str) -> Response:
-    job, _ = _find(job_id)
+    job, _ = find_job(job_id)
     return jsonify(job_json(job))
 
 
 @job_routes.delete("/jobs/<job_id>")
 def delete_job(job_id: str) -> Response:
     """Cancel a running job; remove one that has ended."""
-    job, _ = _find(job_id)
+    job, _ = find_job(job_id)
     if job.state.is_final:
         speech().delete(job)
         return jsonify(job_json(job) | {"deleted": True})
@@ -181,7 +181,7 @@ def _mark(job_id: str, is_paused: bool) -> None:
 
 
 def _find_long(job_id: str) -> Job:
-    job, _ = _find(job_id)
+    job, _ = find_job(job_id)
     if job.kind is not Kind.LONG:
         raise Problem(409, "Only long jobs can be paused; this is a stream.", state=job.state.value)
     if job.state.is_final:
@@ -190,7 +190,7 @@ def _find_long(job_id: str) -> Job:
 
 
 def _held(job: Job, wanted: State) -> Response:
-    now, _ = _find(job.job_id)
+    now, _ = find_job(job.job_id)
     if now.state.is_final and wanted is State.PAUSED:
         raise Problem(409, f"The job is {now.state.value} already.", state=now.state.value)
     return jsonify(job_json(now))
@@ -198,12 +198,12 @@ def _held(job: Job, wanted: State) -> Response:
 
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
-    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format(*FILE_FORMATS)
+    (job, pieces), is_partial, kind = find_job(job_id), _flag("partial"), _format(*FILE_FORMATS)
     if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
         return _sound_so_far(job, kind)
     if job.state is not State.DONE:
         sooner = "; partial=true gives what there is" if job.kind is Kind.LONG else ""
-        raise _not_yet(job, f"its audio exists once it is done{sooner}")
+        raise not_yet(job, f"its audio exists once it is done{sooner}")
     file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
     if kind == "wav":
         return whole_file(file, size, job_id)
@@ -227,18 +227,18 @@ def _kept(job: Job, pieces: list[Piece]) -> tuple[BinaryIO, int]:
 @job_routes.get("/jobs/<job_id>/captions")
 def job_captions(job_id: str) -> Response:
     """What is heard when."""
-    (job, pieces), is_partial, kind = _find(job_id), _flag("partial"), _format(*CAPTION_TYPES)
+    (job, pieces), is_partial, kind = find_job(job_id), _flag("partial"), _format(*CAPTION_TYPES)
     if job.state is not State.DONE and not is_partial:
-        raise _not_yet(job, "its captions exist once it is done")
-    entries = _entries(job, pieces)
+        raise not_yet(job, "its captions exist once it is done")
+    entries = entries_of(job, pieces)
     if not entries:
-        raise _not_yet(job, "nothing of its audio is kept")
+        raise not_yet(job, "nothing of its audio is kept")
     lines = cues(pieces, entries, job.sample_rate, job.request)
     text = "".join(as_vtt(lines) if kind == "vtt" else as_srt(lines))
     return Response(text, content_type=CAPTION_TYPES[kind], headers={"Cache-Control": "no-store"})
 
 
-def _entries(job: Job, pieces: list[Piece]) -> list[Entry]:
+def entries_of(job: Job, pieces: list[Piece]) -> list[Entry]:
     """Where each chunk lies in the job's sound, up to the first that is missing."""
     if job.kind is Kind.LONG:
         return speech().files.entries(job.job_id)
@@ -260,7 +260,7 @@ def _format(*allowed: str) -> str:
     return kind
 
 
-def _not_yet(job: Job, why: str) -> Problem:
+def not_yet(job: Job, why: str) -> Problem:
     detail = f"The job is {job.state.value}; {why}."
     return Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
 
@@ -269,7 +269,7 @@ def _sound_so_far(job: Job, kind: str) -> Response:
     n_samples = speech().files.spoken_samples(job.job_id)
     found = speech().files.open_sound(job.job_id) if n_samples else None
     if found is None:
-        raise _not_yet(job, "nothing of its audio is kept")
+        raise not_yet(job, "nothing of its audio is kept")
     sound = (found[0], n_samples, job.sample_rate)
     response = first_samples(*sound) if kind == "wav" else encoded(*sound, kind)
     # The same address gives more the next time.
@@ -279,7 +279,7 @@ def _sound_so_far(job: Job, kind: str) -> Response:
 
 @job_routes.get("/jobs/<job_id>/events")
 def job_events(job_id: str) -> Response:
-    job, pieces = _find(job_id)
+    job, pieces = find_job(job_id)
     (seen, start), with_audio = _last_event_id(), _flag("audio", default=True)
     if job.state.is_final and seen > job.count:
         # It has seen the end; 204 tells an EventSource not to come back.
@@ -319,7 +319,8 @@ def _check_start(job: Job, pieces: list[Piece], index: int, start: int) -> None:
         raise field_problem(name, f"{index}+{start}", detail)
 
 
-def _find(job_id: str) -> tuple[Job, list[Piece]]:
+def find_job(job_id: str) -> tuple[Job, list[Piece]]:
+    """The client's own job. Raises Problem: 404 where there is none."""
     # An id is 24 hex digits; anything else cannot exist and must not become part of a path.
     is_id = len(job_id) == 24 and all(char in "0123456789abcdef" for char in job_id)
     found = speech().find(job_id) if is_id else None
@@ -373,6 +374,8 @@ def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any
             "events": f"/jobs/{job.job_id}/events",
             "audio": f"/jobs/{job.job_id}/audio",
             "captions": f"/jobs/{job.job_id}/captions",
+            "chapters": f"/jobs/{job.job_id}/chapters",
+            "book": f"/jobs/{job.job_id}/book",
         },
     }
 

@@ -21,13 +21,15 @@ from tasks.messages import Job
 BASE64_BLOCK = 3 << 16
 
 
-def whole_file(file: BinaryIO, size: int, etag: str) -> Response:
-    """A finished WAV, or the range of it that was asked for.
+def whole_file(
+    file: BinaryIO, size: int, etag: str, mimetype: str = MEDIA_TYPES["wav"]
+) -> Response:
+    """A finished file, or the range of it that was asked for.
 
     Problem 412 when an If-Match names another one.
     """
     response = Response(
-        wrap_file(request.environ, file), mimetype="audio/wav", direct_passthrough=True
+        wrap_file(request.environ, file), mimetype=mimetype, direct_passthrough=True
     )
     response.call_on_close(file.close)
     response.content_length = size

@@ -19,7 +19,7 @@ from app.bell import Bell
 from app.errors import Problem, no_worker
 from app.offer import sample_rate_of
 from app.schemas import SpeechBody
-from app.submit import check, check_length, split, warnings
+from app.submit import chapter_warnings, check, check_length, split, warnings
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.demand import AdmissionLimits
 from tasks.events import EventStore
@@ -161,7 +161,7 @@ class Speech:
             started_at=None,
             finished_at=None,
             error=None,
-            warnings=warnings(body.text, body.language),
+            warnings=(*warnings(body.text, body.language), *chapter_warnings(body)),
             owner=owner,
             slices=slices,
             resumable=kind is Kind.LONG or resumable,

@@ -147,6 +147,21 @@ OPERATIONS: dict[str, Operation] = {
             Parameter("format", {"type": "string", "enum": [*CAPTION_TYPES]}, "vtt if none"),
         ),
     ),
+    "books.job_chapters": Operation(
+        "Where the chapters of a long job begin",
+        {200: Good("the chapters", {JSON: answers.Chapters})},
+        (404,),
+    ),
+    "books.job_book": Operation(
+        "The audiobook of a long job that is done: AAC with chapters, whole or in ranges",
+        {
+            200: Good("the M4B", {"audio/mp4": None}, ("Accept-Ranges", "ETag")),
+            206: Good("the range", {"audio/mp4": None}, ("Content-Range",)),
+            304: Good("not changed"),
+        },
+        (404, 409, 410, 412, 416),
+        parameters=(Parameter("Range", RANGE, "such as bytes=0-999", "header"),),
+    ),
     "jobs.job_events": Operation(
         "Events of a job, from the beginning or from where you left",
         {200: EVENTS, 204: Good("everything has been seen")},

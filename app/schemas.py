@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import Request, current_app, has_app_context, request
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
 MAX_NAME = 100  # of a text on a WebSocket
+MAX_BOOK_NAME = 200
 # A chunk, and samples of the one after it: 3, or 3+24576.
 EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
 # Mistakes told in one answer.
@@ -46,6 +48,15 @@ Seed = Annotated[int, Field(strict=True, ge=SEED[0], le=SEED[1]), BeforeValidato
 ChunkChars = Annotated[
     int, Field(strict=True, ge=CHUNK_CHARS[0], le=CHUNK_CHARS[1]), BeforeValidator(_whole)
 ]
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("holds what cannot be shown")
+    return value
+
+
+BookName = Annotated[str, Field(strict=True, max_length=MAX_BOOK_NAME), AfterValidator(_printable)]
 
 
 def _code(value: object) -> object:
@@ -126,10 +137,16 @@ class WishBody(BeginBody, SpeechBody):
 
 
 class LongBody(FileBody):
-    """POST /synthesize/long."""
+    """POST /synthesize/long. With ``chapters`` lines that begin with # are their titles; ``title``
+    and ``author`` are told to those who play the book.
+    """
 
     target_chunk_chars: ChunkChars = 300
     max_chunk_chars: ChunkChars = 900
+    chapters: Annotated[bool, Field(strict=True)] = False
+    chapter_pause_s: Pause = 1.5
+    title: BookName = ""
+    author: BookName = ""
     webhook_url: Annotated[str, Field(strict=True)] | None = None
 
 
@@ -146,7 +163,7 @@ class V1Body(Body):
     input: Annotated[str, Field(strict=True)]
     model: Annotated[str, Field(strict=True)] = "tts-1"
     voice: Annotated[str, Field(strict=True), BeforeValidator(_voice_name)] = "alloy"
-    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Field(strict=True, ge=V1_SPEED[0], le=V1_SPEED[1])] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     language: Language
@@ -282,6 +299,10 @@ ALLOWED = {
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
     "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
     "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
+    "chapters": "true or false",
+    "chapter_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    "title": f"a string of at most {MAX_BOOK_NAME} printable characters",
+    "author": f"a string of at most {MAX_BOOK_NAME} printable characters",
     "webhook_url": "an https or http URL, or null",
     "output_format": '"base64" or "wav"',
     "resumable": "true or false",
@@ -291,7 +312,7 @@ ALLOWED = {
     "text": "a string",
     "input": "the text, a string",
     "model": "a string; tts-1-hd takes more steps",
-    "response_format": "mp3, opus, flac, wav or pcm",
+    "response_format": "mp3, opus, aac, flac, wav or pcm",
     "stream_format": '"audio" or "sse"',
     "sample_rate": "16000, 22050, 24000, 44100 or 48000, or null for the format's own",
     "voice": "the name of a voice, as GET /voices lists them, or a mixture such as M1(2)+F3",

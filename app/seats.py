@@ -12,10 +12,12 @@ from flask import request
 from app.errors import Problem
 
 KEPT = 4
-# Endpoints that answer for as long as something is spoken.
+# Endpoints that answer for as long as something is spoken or made, or a client takes to read it.
 LASTING = {
+    "books.job_book",
     "api.synthesize",
     "api.synthesize_stream",
+    "jobs.job_audio",
     "jobs.job_events",
     "openai.create_speech",
     "websocket.synthesize",

@@ -5,6 +5,7 @@ and what the speaker should be warned of. Nothing here touches Redis.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from app.chapters import cut_chapters, title_of
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
@@ -50,6 +51,8 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
 
     Raises Problem: 422 for a text with nothing to speak.
     """
+    if isinstance(body, LongBody) and body.chapters:
+        return _split_chapters(body, settings)
     longest = int(CHARS_AT_SPEED_1 * body.speed)
     try:
         if isinstance(body, LongBody):
@@ -76,6 +79,19 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
     return pieces
 
 
+def _split_chapters(body: LongBody, settings: Settings) -> list[Piece]:
+    """Each chapter by itself, so none shares a chunk with the one before it."""
+    pieces: list[Piece] = []
+    for chapter in cut_chapters(body.text, body.title):
+        alone = {"text": chapter.text, "chapters": False, "end_pause_s": body.chapter_pause_s}
+        first, *others = split(body.model_copy(update=alone), settings)
+        pieces += [replace(first, chapter=chapter.title), *others]
+    if not pieces:
+        raise field_problem("text", body.text, "holds nothing that can be spoken")
+    pieces[-1] = replace(pieces[-1], pause_s=body.end_pause_s)
+    return pieces
+
+
 def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:
     """Raises Problem: 422 for more chunks or more sound than one request may ask for."""
     if len(pieces) > MAX_CHUNKS:
@@ -88,6 +104,15 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
     if seconds > limit:
         detail = f"would take about {seconds:.0f} s to hear; at most {limit} s are allowed"
         raise field_problem("text", body.text, detail)
+
+
+def chapter_warnings(body: SpeechBody) -> tuple[str, ...]:
+    """What the speaker should know about chapters that were asked for."""
+    if not isinstance(body, LongBody) or not body.chapters:
+        return ()
+    if any(title_of(line) for line in body.text.split("\n")):
+        return ()
+    return ("The text has no chapters: no line begins with # and a title",)
 
 
 def warnings(text: str, language: str) -> tuple[str, ...]:

@@ -206,14 +206,14 @@ def split_text(
     chunks: list[TextChunk] = []
     opening = ""  # has nothing to say and waits for the first chunk
     for piece in _pieces(text, sizes):
-        is_speakable = _is_speakable(piece.text)
-        if is_speakable and not opening:
+        has_words = is_speakable(piece.text)
+        if has_words and not opening:
             chunks.append(piece)
             continue
         before = chunks[-1].text if chunks else opening
         joined = f"{before} {piece.text}".lstrip()
         fits = len(joined) <= rest.longest and count_ids(joined) <= MAX_IDS
-        if is_speakable:
+        if has_words:
             chunks.append(replace(piece, text=joined) if fits else piece)
             opening = ""
         elif fits and chunks:
@@ -257,7 +257,7 @@ class _Sizes:
             return size
         if not size.is_opening:
             target = _GROWTH * size.target
-        elif _is_speakable(piece):
+        elif is_speakable(piece):
             # A very short piece is no measure: half a second of sound covers nothing.
             target = max(self.least, _GROWTH * len(piece))
         else:
@@ -297,7 +297,8 @@ def count_ids(text: str) -> int:
     return len(_clean(text)) + 1 + len(_LANGUAGE_TAGS.format(language="xx", text=""))
 
 
-def _is_speakable(text: str) -> bool:
+def is_speakable(text: str) -> bool:
+    """Whether there is anything in the text that the model can pronounce."""
     return not _SPEAKABLE.isdisjoint(_plain(text))
 
 

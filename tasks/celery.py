@@ -26,6 +26,7 @@ from tasks.settings import Settings
 SYNTHESIZE = "tasks.synthesize_chunk"
 ADVANCE = "tasks.advance_job"
 DELIVER = "tasks.deliver_webhook"
+MAKE_BOOK = "tasks.make_book"
 BROKER_TIMEOUT_S = 5.0
 
 # Celery warns root at length because a pickled message could run code; ours are JSON only.
@@ -115,8 +116,17 @@ def _send_chunk(producer: Producer, chunk: Chunk, expires_s: float) -> None:
 
 def send_advance(job_id: str) -> None:
     """Ask the files worker to move a long job forward."""
+    _send_to_files(ADVANCE, job_id)
+
+
+def send_book(job_id: str) -> None:
+    """Ask the files worker to make a job's book."""
+    _send_to_files(MAKE_BOOK, job_id)
+
+
+def _send_to_files(task: str, job_id: str) -> None:
     options: dict[str, Any] = {"queue": "files", "ignore_result": True, "retry": False}
-    _twice(lambda: app.send_task(ADVANCE, args=(job_id,), **options))
+    _twice(lambda: app.send_task(task, args=(job_id,), **options))
 
 
 def queue_lengths(store: EventStore) -> dict[str, int]:

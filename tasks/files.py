@@ -22,13 +22,14 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from supertonic.text import estimate_seconds
-from tasks.celery import ADVANCE, DELIVER, send_chunks
+from tasks.celery import ADVANCE, DELIVER, MAKE_BOOK, send_chunks
 from tasks.events import EventStore, connect
 from tasks.idempotency import IdempotencyKeys
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import Recorder
 from tasks.logs import facts, set_up
 from tasks.longjobs import LongJobs
+from tasks.m4b import BookMaker
 from tasks.messages import Job, MalformedMessage, Piece, State
 from tasks.places import PlaceAway
 from tasks.refusing import guard
@@ -46,9 +47,10 @@ WINDOW_BATCHES = 2
 # A message of a long job that nobody took for this long is not coming any more.
 CHUNK_EXPIRES_S = 3600.0
 
-# Of the four threads below; one at least moves jobs forward, whoever does not answer.
+# Of the five threads below; one at least moves jobs forward, whoever does not answer.
 WEBHOOKS_AT_ONCE = 2
 UPLOADS_AT_ONCE = 1
+BOOKS_AT_ONCE = 1
 
 # What is used of a message's headers. Celery trusts them all, also those that would end a thread
 # without a word or send other tasks.
@@ -62,7 +64,7 @@ app = Celery("files", amqp="tasks.connection:AMQP")
 app.config_from_object("celeryconfig")
 app.conf.task_queues = [Queue("files")]
 app.conf.task_default_queue = "files"
-app.conf.worker_concurrency = 4
+app.conf.worker_concurrency = 5
 
 
 class JobAdvancer:
@@ -327,7 +329,9 @@ def _seconds(job: Job, piece: Piece) -> float:
     return estimate_seconds(piece.text, job.request.language, job.request.speed)
 
 
-_advancer = JobAdvancer(connect(settings.redis_url), JobFiles(settings.data_dir, settings.jobs_url))
+_client, _files = connect(settings.redis_url), JobFiles(settings.data_dir, settings.jobs_url)
+_advancer = JobAdvancer(_client, _files)
+_book_maker = BookMaker(_client, _files, BOOKS_AT_ONCE)
 
 
 @app.task(
@@ -347,6 +351,12 @@ def advance_job(job_id: str) -> None:
 def deliver_webhook(job_id: str) -> None:
     """Make one attempt to tell a job's webhook. The sweep sends the next when it is due."""
     _advancer.deliver(job_id)
+
+
+@app.task(name=MAKE_BOOK, Strategy=STRATEGY)
+def make_book(job_id: str) -> None:
+    """Make the M4B of a job that is done."""
+    _book_maker.make(job_id)
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., None]:

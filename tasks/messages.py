@@ -68,10 +68,18 @@ class SpeechRequest:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One chunk of a job's text and the seconds of silence that follow it."""
+    """One chunk of a job's text and the seconds of silence that follow it. ``chapter`` is the title
+    of the chapter that it begins, if it begins one.
+    """
 
     text: str
     pause_s: float
+    chapter: str = ""
+
+    def to_json(self) -> list[Any]:
+        """Most begin none, and a book has thousands."""
+        row = [self.text, self.pause_s]
+        return [*row, self.chapter] if self.chapter else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +198,8 @@ class Job:
 
 
 def pieces_to_json(pieces: list[Piece]) -> str:
-    return json.dumps([[piece.text, piece.pause_s] for piece in pieces], ensure_ascii=False)
+    return json.dumps([piece.to_json() for piece in pieces], ensure_ascii=False)
 
 
 def pieces_from_json(text: str) -> list[Piece]:
-    return [Piece(text, pause_s) for text, pause_s in json.loads(text)]
+    return [Piece(*row) for row in json.loads(text)]

@@ -1,6 +1,7 @@
 """Fixtures shared by the tests that need the running service."""
 
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,19 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield own
     finally:
         own.stop_all()
+
+
+@pytest.fixture
+def small(stack: Stack) -> Iterator[Path]:
+    """A data directory with room for 12 MB."""
+    stack.data_dir.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(stack.data_dir)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting takes more rights")
+    yield stack.data_dir
+    for name in list(stack.processes):
+        stack.stop(name)
+    subprocess.run(["umount", "--lazy", str(stack.data_dir)], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 import requests
 import soundfile
@@ -42,6 +44,15 @@ def parse_events(data: bytes) -> Iterator[Received]:
         fields = dict(line.split(": ", 1) for line in lines)
         if fields:
             yield Received(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+
+
+def decoded(sound: bytes) -> tuple[np.ndarray, int]:
+    """Samples of a file in any format, int16 (N,), and their rate."""
+    with suppress(soundfile.LibsndfileError):
+        return soundfile.read(io.BytesIO(sound), dtype="int16")
+    with av.open(io.BytesIO(sound)) as file:
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+        return (samples * 32_767).astype(np.int16), file.streams.audio[0].rate
 
 
 def samples_of(wav: bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:

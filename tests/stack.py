@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,6 +177,15 @@ class Stack:
         options = {"stream": True, "timeout": 120}
         with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
             yield response
+
+
+def fill(folder: Path) -> Path:
+    """Use up the room of a disk; the file that has it."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
 
 
 @contextmanager

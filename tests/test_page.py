@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import requests
@@ -406,7 +407,7 @@ def test_text_without_words_is_explained_beside_the_text_box(page: Page) -> None
 def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     page: Page, server: Any, tmp_path: Path
 ) -> None:
-    page.set(text=TWO_CHUNKS * 3, speed=2)
+    page.set(text=f"# One\n{TWO_CHUNKS * 2}\n# Two\n{TWO_CHUNKS}", speed=2)
     page.find("#submit-job").click()
     page.wait("document.querySelector('#jobs li')")
     job = page.find("#jobs li").get_attribute("data-job")
@@ -424,6 +425,10 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     assert soundfile.info(tmp_path / f"{job}.mp3").duration > 1
     page.find(f"{row} [aria-label^='Captions']").click()
     wait_for((tmp_path / f"{job}.srt").exists, 20)
+    page.find(f"{row} [aria-label^='Download M4B']").click()
+    wait_for((tmp_path / f"{job}.m4b").exists, 20)
+    with av.open(str(tmp_path / f"{job}.m4b")) as book:
+        assert [chapter["metadata"]["title"] for chapter in book.chapters()] == ["One", "Two"]
     assert (tmp_path / f"{job}.srt").read_text("utf-8").startswith("1\n00:00:00,000 --> ")
     assert page.console_errors() == []
 

@@ -35,6 +35,9 @@ def test_listeners_leave_threads_for_everybody_else(stack: Stack) -> None:
             assert refused.headers["Retry-After"] == "2"
             assert "SUPERTONIC_WEB_THREADS" in refused.text
         assert stack.get("/ws/synthesize", headers=HANDSHAKE).status_code == 503
+        for path in (f"{job}/audio", f"{job}/book"):
+            assert stack.get(path).status_code == 503, path
+        assert stack.get(job).status_code == 200
         assert stack.get("/livez").status_code == stack.get("/readyz").status_code == 200
         assert stack.post("/synthesize/long", {"text": "Later."}).status_code == 202
     wait_for(lambda: stack.post("/synthesize", {"text": "Now."}).status_code == 200, 10)

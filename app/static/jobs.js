@@ -119,6 +119,7 @@ export class Jobs {
       button("Listen", () => this.#listen(job, player, name)),
       button("Download WAV", save("", "wav")),
       button("Download MP3", save("?format=mp3", "mp3")),
+      button("Download M4B", save("", "m4b", job.links.book)),
       button("Captions", save("?format=srt", "srt", job.links.captions)),
       remove,
     );

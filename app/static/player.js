@@ -13,6 +13,7 @@ import { VoiceChoice } from "./voices.js";
 
 const $ = (id) => document.getElementById(id);
 const SLIDERS = { steps: "", speed: "×", pause_s: " s" }; // name: unit
+const HAS_TITLES = /^#{1,6}[ \t]+\S/m; // chapters of a file
 const SETTINGS_KEY = "supertonic.settings";
 
 let server = { defaults: {}, limits: {}, model: null };
@@ -268,7 +269,8 @@ async function watchWorker() {
 async function submitJob() {
   clearProblem();
   try {
-    await jobs.submit(readSettings());
+    const settings = readSettings();
+    await jobs.submit({ ...settings, chapters: HAS_TITLES.test(settings.text) });
     $("jobs").firstElementChild?.scrollIntoView({ block: "nearest" });
   } catch (problem) {
     showProblem(problem);

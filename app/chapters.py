@@ -1,0 +1,60 @@
+"""Chapters of a long text: each begins with a line such as ``# The title``, as in Markdown."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from supertonic.text import is_speakable
+
+MAX_TITLE_CHARS = 200
+# Of what comes before the first title, where the book has none either.
+FIRST = "Beginning"
+
+
+@dataclass(frozen=True, slots=True)
+class ChapterText:
+    """A chapter's title and what is spoken of it, the title included."""
+
+    title: str
+    text: str
+
+
+def cut_chapters(text: str, book: str = "") -> Iterator[ChapterText]:
+    """The chapters of a text, in order. What comes before the first title is a chapter named as
+    the book is, if there is anything to speak in it.
+    """
+    title, lines = "", list[str]()
+    for line in text.removeprefix("\ufeff").split("\n"):
+        found = title_of(line)
+        if not found:
+            lines.append(line)
+            continue
+        yield from _chapter(title, lines, book)
+        title, lines = found, []
+    yield from _chapter(title, lines, book)
+
+
+def _chapter(title: str, lines: list[str], book: str) -> Iterator[ChapterText]:
+    text = "\n".join(lines)
+    if title:
+        # The empty line makes it a paragraph of its own.
+        yield ChapterText(_short(title), f"{title}\n\n{text}")
+    elif is_speakable(text):
+        yield ChapterText(_short(book) or FIRST, text)
+
+
+def title_of(line: str) -> str:
+    """The title in a heading's line; empty for any other line, and where nothing can be spoken."""
+    rest = line.lstrip("#")
+    if not 1 <= len(line) - len(rest) <= 6 or not rest[:1].isspace():
+        return ""
+    title = rest.strip()
+    # Markdown lets a heading end with a row of signs, but "C#" keeps its own.
+    bare = title.rstrip("#")
+    if bare[-1:].isspace():
+        title = bare
+    title = " ".join(title.split())
+    return title if is_speakable(title) else ""
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= MAX_TITLE_CHARS else title[: MAX_TITLE_CHARS - 1] + "…"

@@ -1,0 +1,215 @@
+"""A long text with titles becomes an audiobook whose chapters begin where they are heard."""
+
+import io
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.chapters import FIRST, cut_chapters, title_of
+from tasks.books import Book, Chapter, chapters
+from tasks.jobfiles import JobFiles
+from tasks.jobsound import Entry
+from tasks.messages import Kind, Piece, State
+from tests.examples import a_job
+from tests.sse import SAMPLE_RATE, samples_of
+from tests.stack import Stack, fill, wait_for
+from tests.test_jobs import done
+
+BOOK = """\
+This stands before the first chapter.
+
+# The First   Chapter #
+It has two sentences. Here is the other one.
+
+## Learn C#
+#hashtags and C# are no titles. # Neither is this.
+####### nor this
+# ***
+# 제2장
+The end.
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("# One", "One"),
+        ("###### Six deep ##", "Six deep"),
+        ("#\tA tab\r", "A tab"),
+        ("# C#", "C#"),
+        ("#One", ""),
+        ("####### Seven", ""),
+        (" # Indented", ""),
+        ("# ", ""),
+        ("#", ""),
+        ("# ***", ""),
+        ("", ""),
+    ],
+)
+def test_a_title_is_a_line_with_signs_and_a_space(line: str, title: str) -> None:
+    assert title_of(line) == title
+
+
+def test_a_text_is_cut_at_its_titles() -> None:
+    found = list(cut_chapters(BOOK))
+    assert [each.title for each in found] == [FIRST, "The First Chapter", "Learn C#", "제2장"]
+    assert found[1].text.startswith("The First Chapter\n\nIt has two")
+    assert "# ***" in found[2].text
+    assert next(cut_chapters(BOOK, "My Book")).title == "My Book"
+    assert [each.title for each in cut_chapters("\ufeff# One\nText.")] == ["One"]
+    assert list(cut_chapters("***\n\n")) == []
+
+
+@given(st.lists(st.sampled_from(["# A title", "Some words.", "", "#none", "***"]), max_size=12))
+def test_no_word_is_lost_between_chapters(lines: list[str]) -> None:
+    found = list(cut_chapters("\n".join(lines)))
+    said = " ".join(each.text for each in found).replace("***", "").split()
+    assert said == " ".join(lines).replace("# A", "A").replace("***", "").split()
+
+
+def test_chapters_are_known_as_far_as_the_sound_is_there() -> None:
+    pieces = [Piece("a", 0, "One"), Piece("b", 0), Piece("c", 0, "Two"), Piece("d", 0, "Three")]
+    entries = [Entry(0, 90, 10), Entry(100, 50, 0), Entry(150, 5, 5)]
+    assert list(chapters(pieces, entries)) == [
+        Chapter("One", 0, 0, 150),
+        Chapter("Two", 2, 150, 160),
+        Chapter("Three", 3, None, None),
+    ]
+    assert list(chapters([Piece("a", 0)], entries)) == []
+
+
+def submit(server: Stack, **body: Any) -> str:
+    answer = server.post("/synthesize/long", {"text": BOOK, "chapters": True} | body)
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+def test_a_book_has_its_chapters_where_they_are_heard(server: Stack) -> None:
+    job_id = submit(server, title="Töne & Co/2", author="Ann", seed=3, chapter_pause_s=2.0)
+    job = done(server, job_id)
+    listed = server.get(job["links"]["chapters"]).json()
+    assert (listed["title"], listed["author"]) == ("Töne & Co/2", "Ann")
+    marks = listed["chapters"]
+    titles = ["Töne & Co/2", "The First Chapter", "Learn C#", "제2장"]
+    assert [mark["title"] for mark in marks] == titles
+    assert marks[0]["start_seconds"] == 0 and marks[0]["chunk_index"] == 0
+    spoken = samples_of(server.get(job["links"]["audio"]).content)
+    for mark in marks[1:]:
+        # Two seconds of silence before each, and then somebody speaks.
+        at = round(mark["start_seconds"] * SAMPLE_RATE)
+        assert not spoken[at - 2 * SAMPLE_RATE + 50 : at - 50].any()
+        assert np.abs(spoken[at : at + SAMPLE_RATE // 2].astype(int)).max() > 500
+    assert marks[-1]["end_seconds"] == pytest.approx(len(spoken) / SAMPLE_RATE, abs=0.001)
+    answer = server.get(job["links"]["book"])
+    assert answer.status_code == 200 and answer.headers["Content-Type"] == "audio/mp4"
+    name = "attachment; filename=\"Tone & Co-2.m4b\"; filename*=UTF-8''T%C3%B6ne%20%26%20Co-2.m4b"
+    assert answer.headers["Content-Disposition"] == name
+    with av.open(io.BytesIO(answer.content)) as file:
+        assert (file.metadata["title"], file.metadata["artist"]) == ("Töne & Co/2", "Ann")
+        found = file.chapters()
+        assert [each["metadata"]["title"] for each in found] == titles
+        for each, mark in zip(found, marks, strict=True):
+            start = float(each["start"] * each["time_base"])
+            assert start == pytest.approx(mark["start_seconds"], abs=0.002)
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+    assert 0 <= len(heard) - len(spoken) < 1024
+    both = [heard[: len(spoken)], spoken / 32_768]
+    assert np.corrcoef(*both)[0, 1] > 0.95
+    # Kept: the same file again, also in parts.
+    again = server.get(job["links"]["book"], headers={"Range": "bytes=100-199"})
+    assert (again.status_code, again.content) == (206, answer.content[100:200])
+
+
+def test_only_finished_long_jobs_are_books(server: Stack) -> None:
+    stream = server.post("/synthesize", {"text": "A short one."}).json()["job_id"]
+    answer = server.get(f"/jobs/{stream}/book")
+    assert answer.status_code == 409 and "Only long jobs" in answer.json()["detail"]
+    assert server.get(f"/jobs/{stream}/chapters").json()["chapters"] == []
+    running = submit(server, text="# One\nHere are words.\n" * 400)
+    answer = server.get(f"/jobs/{running}/book")
+    assert answer.status_code == 409 and "once it is done" in answer.json()["detail"]
+    last = server.get(f"/jobs/{running}/chapters").json()["chapters"][-1]
+    assert (last["title"], last["start_seconds"], last["end_seconds"]) == ("One", None, None)
+    server.delete(f"/jobs/{running}")
+    assert server.get(f"/jobs/{'0' * 24}/book").status_code == 404
+
+
+def test_a_text_without_titles_is_one_book_and_says_so(server: Stack) -> None:
+    job = done(server, submit(server, text="No title here."))
+    assert job["warnings"] == ["The text has no chapters: no line begins with # and a title"]
+    plain = server.post("/synthesize/long", {"text": "# Not asked for.\nOr is it?"}).json()
+    done(server, plain["job_id"])
+    assert server.get(plain["links"]["chapters"]).json()["chapters"] == []
+    with av.open(io.BytesIO(server.get(plain["links"]["book"]).content)) as file:
+        assert file.chapters() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"chapters": "yes"}, "chapters"),
+        ({"title": "x" * 201}, "title"),
+        ({"author": "a\nb"}, "author"),
+        ({"title": "\ud800"}, "title"),
+        ({"chapter_pause_s": 4}, "chapter_pause_s"),
+        ({"text": "# ***\n\n"}, "text"),
+    ],
+)
+def test_mistakes_are_told(server: Stack, body: dict[str, Any], field: str) -> None:
+    answer = server.post("/synthesize/long", {"text": BOOK, "chapters": True} | body)
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+def a_long_sound(stack: Stack, seconds: int) -> str:
+    """A job that is done, as the disk tells of it, without having to be spoken."""
+    files, job_id = JobFiles(stack.data_dir), uuid.uuid4().hex[:24]
+    pieces = [Piece("A minute.", 0.0, f"Chapter {n}") for n in range(seconds // 60)]
+    job = a_job(job_id, len(pieces), Kind.LONG)
+    files.save(replace(job, state=State.DONE, finished_at=time.time()), pieces)
+    Book("A Long One").save(files.folder(job_id))
+    noise = np.random.default_rng(0).normal(0, 3000, 60 * job.sample_rate).astype("<i2").tobytes()
+    with files.record(job_id, pieces, job.sample_rate) as recorder:
+        for index in range(len(pieces)):
+            recorder.add(index, noise)
+        recorder.finish()
+    return job_id
+
+
+def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
+    stack.start_all()
+    job_id = a_long_sound(stack, 1800)
+    folder = stack.data_dir / "jobs" / job_id
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
+    wait_for(lambda: (folder / "book.m4b.partial").exists(), 30)
+    stack.kill("files")
+    assert not (folder / "book.m4b").exists()
+    stack.start_files()
+    answer = stack.get(f"/jobs/{job_id}/book")
+    assert answer.status_code == 200, answer.text
+    with av.open(io.BytesIO(answer.content)) as file:
+        assert len(file.chapters()) == 30
+        assert float(file.streams.audio[0].duration * file.streams.audio[0].time_base) == 1800
+    assert not (folder / "book.m4b.partial").exists()
+
+
+def test_a_full_disk_is_named(stack: Stack, small: Path) -> None:
+    stack.start_all()
+    job_id = a_long_sound(stack, 60)
+    filler = fill(small)
+    answer = stack.get(f"/jobs/{job_id}/book")
+    assert answer.status_code == 503 and "No space left" in answer.json()["detail"]
+    assert not list((small / "jobs" / job_id).glob("*.partial"))
+    filler.unlink()
+    assert stack.get(f"/jobs/{job_id}/book").status_code == 200
