@@ -26,7 +26,8 @@ from tasks.places import PlaceAway
 
 logger = get_logger(__name__)
 
-PARTIAL, LOCK = "book.m4b.partial", "book.lock"
+# Not ``*.partial``: those are removed when a job is closed, which may be at this moment.
+PARTIAL, LOCK = "book.m4b.part", "book.lock"
 BIT_RATE = 96_000
 BLOCK_BYTES = 1 << 18
 NOTE_EVERY_S = 1.0

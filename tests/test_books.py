@@ -18,6 +18,7 @@ from app.chapters import FIRST, cut_chapters, title_of
 from tasks.books import Book, Chapter, chapters
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import Entry
+from tasks.m4b import PARTIAL
 from tasks.messages import Kind, Piece, State
 from tests.examples import a_job
 from tests.sse import SAMPLE_RATE, samples_of
@@ -192,7 +193,7 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
     folder = stack.data_dir / "jobs" / job_id
     with pytest.raises(requests.ReadTimeout):
         requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
-    wait_for(lambda: (folder / "book.m4b.partial").exists(), 30)
+    wait_for(lambda: (folder / PARTIAL).exists(), 30)
     stack.kill("files")
     assert not (folder / "book.m4b").exists()
     stack.start_files()
@@ -201,7 +202,15 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
     with av.open(io.BytesIO(answer.content)) as file:
         assert len(file.chapters()) == 30
         assert float(file.streams.audio[0].duration * file.streams.audio[0].time_base) == 1800
-    assert not (folder / "book.m4b.partial").exists()
+    assert not (folder / PARTIAL).exists()
+
+
+def test_closing_a_job_leaves_a_book_that_is_being_made(tmp_path: Path) -> None:
+    files = JobFiles(tmp_path)
+    part = files.make_folder("job") / PARTIAL
+    part.touch()
+    files.drop_loose("job")
+    assert part.exists()
 
 
 def test_a_full_disk_is_named(stack: Stack, small: Path) -> None:
@@ -210,6 +219,6 @@ def test_a_full_disk_is_named(stack: Stack, small: Path) -> None:
     filler = fill(small)
     answer = stack.get(f"/jobs/{job_id}/book")
     assert answer.status_code == 503 and "No space left" in answer.json()["detail"]
-    assert not list((small / "jobs" / job_id).glob("*.partial"))
+    assert not list((small / "jobs" / job_id).glob("book.m4b*"))
     filler.unlink()
     assert stack.get(f"/jobs/{job_id}/book").status_code == 200
