@@ -70,7 +70,8 @@ class Pcm:
     def __init__(self, rate_in: int, rate_out: int) -> None:
         self.rate = rate_out
         is_same = rate_in == rate_out
-        self._resampler = None if is_same else soxr.ResampleStream(rate_in, rate_out, 1, "int16")
+        # In whole numbers soxr adds noise that depends on where the sound was cut.
+        self._resampler = None if is_same else soxr.ResampleStream(rate_in, rate_out, 1, "float32")
 
     def encode(self, pcm: bytes) -> bytes:
         return self._resample(pcm, is_last=False)
@@ -81,8 +82,9 @@ class Pcm:
     def _resample(self, pcm: bytes, is_last: bool) -> bytes:
         if self._resampler is None:
             return pcm
-        resampled = self._resampler.resample_chunk(np.frombuffer(pcm, "<i2"), is_last)
-        return bytes(resampled.astype("<i2").tobytes())
+        samples = np.frombuffer(pcm, "<i2").astype(np.float32)
+        resampled = np.rint(self._resampler.resample_chunk(samples, is_last))
+        return bytes(resampled.clip(-32_768, 32_767).astype("<i2").tobytes())
 
 
 class Wav(Pcm):
