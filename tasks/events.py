@@ -1,10 +1,9 @@
 """What is known and said about a job: its record, its event stream and its audio, all in Redis.
 
-Keys of job J: ``supertonic:job:J`` (hash, the record), ``supertonic:events:J`` (stream, what
-happened, in order) and ``supertonic:audio:J:k`` (16-bit samples of chunk k). Every change that
-readers must see whole is one Lua script, so a chunk that is computed twice is published once and
-a job ends exactly once. Each change rings the bells of the processes that follow the job: a pub/sub
-message that repeats what the stream says, so a lost one costs a second, never a sample.
+Every change that readers must see whole is one Lua script (tasks/scripts.py), so a chunk that is
+computed twice is published once and a job ends exactly once. Each change rings the bells of the
+processes that follow the job: a pub/sub message that repeats what the stream says, so a lost one
+costs a second, never a sample. Names of keys are in tasks/names.py.
 """
 
 import time
@@ -31,16 +30,8 @@ from tasks.messages import (
     pieces_from_json,
     pieces_to_json,
 )
+from tasks.names import QUEUES, TOTALS, audio_key, events_key, job_key, sent_key, work_key
 
-QUEUES = ("high", "normal", "low", "files")
-PREFIX = "supertonic:"
-# Heard by all web processes: look at the job of this id.
-BELL = PREFIX + "bell"
-# Heard by all workers: the job of this id is over.
-OVER = PREFIX + "over"
-JOBS = PREFIX + "jobs"
-OPEN = PREFIX + "open"
-TOTALS = PREFIX + "totals"
 # Chunks of so many bytes together are published in one step, and told in one message per bell. A
 # larger one goes by itself: nobody should wait until another's sound is stored.
 TOGETHER_BYTES = 250_000
@@ -308,16 +299,16 @@ class EventStore:
         """Keep delivered audio only ``grace_s`` longer, enough for a client to reconnect."""
         with self.redis.pipeline(transaction=False) as pipe:
             for index in indexes:
-                pipe.expire(_audio_key(job_id, index), grace_s)
+                pipe.expire(audio_key(job_id, index), grace_s)
             pipe.execute()
 
     def renew(self, job_id: str, indexes: Iterable[int], ttl_s: int) -> None:
         """Somebody is still listening: keep the job and the audio not yet delivered."""
         with self.redis.pipeline(transaction=False) as pipe:
-            for key in (job_key(job_id), events_key(job_id), _work_key(job_id)):
+            for key in (job_key(job_id), events_key(job_id), work_key(job_id)):
                 pipe.expire(key, ttl_s)
             for index in indexes:
-                pipe.expire(_audio_key(job_id, index), ttl_s)
+                pipe.expire(audio_key(job_id, index), ttl_s)
             pipe.execute()
 
     def forget_chunk(self, job_id: str, index: int) -> bool:
@@ -347,7 +338,7 @@ class EventStore:
         return {int(index) for index, sent_at in rows if sent_at > deadline or heard_at > deadline}
 
     def drop_audio(self, job_id: str, indexes: Iterable[int]) -> None:
-        keys = [_audio_key(job_id, index) for index in indexes]
+        keys = [audio_key(job_id, index) for index in indexes]
         if keys:
             self.redis.unlink(*keys)
 
@@ -425,7 +416,7 @@ class EventStore:
         """Samples of some chunks, None for those that have left Redis. With ``last_s`` nobody else
         will want them, and they are kept only so much longer.
         """
-        keys = [_audio_key(job_id, index) for index in indexes]
+        keys = [audio_key(job_id, index) for index in indexes]
         if last_s is None:
             return self.redis.mget(keys)  # type: ignore[return-value]
         if len(keys) == 1:  # a pipeline costs more
@@ -442,7 +433,7 @@ class EventStore:
 
     def audio_after(self, job_id: str, index: int, n_samples: int) -> bytes:
         """What there is of a chunk behind its first ``n_samples``, whole or still being made."""
-        return self.redis.getrange(_audio_key(job_id, index), 2 * n_samples, -1)  # type: ignore
+        return self.redis.getrange(audio_key(job_id, index), 2 * n_samples, -1)  # type: ignore
 
     def memory_share(self) -> float:
         """How full Redis is, from 0 to 1; 0 where it has no limit."""
@@ -452,26 +443,6 @@ class EventStore:
     def totals(self) -> dict[str, int]:
         reply: Any = self.redis.hgetall(TOTALS)
         return {_text(name): int(value) for name, value in reply.items()}
-
-
-def job_key(job_id: str) -> str:
-    return f"{PREFIX}job:{job_id}"
-
-
-def events_key(job_id: str) -> str:
-    return f"{PREFIX}events:{job_id}"
-
-
-def _work_key(job_id: str) -> str:
-    return f"{PREFIX}work:{job_id}"
-
-
-def sent_key(job_id: str) -> str:
-    return f"{PREFIX}sent:{job_id}"
-
-
-def _audio_key(job_id: str, index: int) -> str:
-    return f"{PREFIX}audio:{job_id}:{index}"
 
 
 def _named(chunks: Iterable[Chunk]) -> list[Any]:

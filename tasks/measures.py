@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from tasks.events import PREFIX
+from tasks.names import PREFIX
 
 KEY = PREFIX + "measures"
 # A worker's own figures are shown for this long after it was last heard of.
