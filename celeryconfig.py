@@ -18,7 +18,7 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 _redis_options = {
     # A dead worker's messages come back after this long. Living workers renew what they hold
-    # (tasks/consumer.py), so a long queue never looks like a dead worker.
+    # (tasks/lanes.py), so a long queue never looks like a dead worker.
     "visibility_timeout": _settings.visibility_timeout_s,
     # Kombu sweeps for expired messages every 100 s by default, which would make the line above
     # meaningless; sweep every second instead.

@@ -15,8 +15,9 @@ from queue import SimpleQueue
 
 import redis
 
-from tasks.events import BELL, PREFIX, Event, news_from
 from tasks.hearing import hear_for_ever
+from tasks.names import BELL, PREFIX
+from tasks.records import Event, news_from
 
 
 class Line:

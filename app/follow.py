@@ -18,8 +18,8 @@ from app.care import LOOK_S, Care
 from app.delivery import ListenerWatch
 from app.encoding import Encoder
 from app.jobs import Speech
-from tasks.events import Event, position
 from tasks.messages import Job, Kind, Piece, State
+from tasks.records import Event, position
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from prometheus_client.core import (
 from app.jobs import Speech
 from tasks import dead_letters, measures
 from tasks.celery import queue_lengths
-from tasks.events import PREFIX
 from tasks.measures import Measure
+from tasks.names import PREFIX
 from tasks.workers import WorkerRecord
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 Thousands of listeners and up to 64 workers in a minute, on ``tasks/batching.py`` and
 ``tasks/pace.py`` as they are: only the clock, the engine and the network are models. Texts are
 really cut, chunks get their deadlines from ``tasks/sending.py``, and workers claim messages by the
-credits of ``tasks/consumer.py``. An engine is a cost (seconds before the first row, per row, per
+credits of ``tasks/lanes.py``. An engine is a cost (seconds before the first row, per row, per
 second of audio; a worker computes several batches at once, one per core), its speech is longer or
 shorter than estimated, and no two batches take equally long. A listener plays what he has and
 counts how long he hears nothing in between.
@@ -29,7 +29,7 @@ from benchmarks.measure import describe, json_line, machine, percentile, table
 from celeryconfig import worker_prefetch_multiplier
 from supertonic.text import Break, split_text
 from tasks.batching import BatchLimits, Waiting, take, wait_until
-from tasks.consumer import LANES
+from tasks.lanes import LANES
 from tasks.messages import Chunk, Job, Kind, Piece, SpeechRequest, State, Urgency
 from tasks.pace import Cost, Pace, work
 from tasks.sending import make_chunks

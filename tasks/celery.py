@@ -19,8 +19,9 @@ from kombu.exceptions import BatchPublishError, OperationalError
 
 from tasks.demand import Admission, AdmissionLimits
 from tasks.envelopes import Envelope, envelopes, shown
-from tasks.events import QUEUES, EventStore
+from tasks.events import EventStore
 from tasks.messages import Chunk, Job, Piece
+from tasks.names import QUEUES
 from tasks.settings import Settings
 
 SYNTHESIZE = "tasks.synthesize_chunk"

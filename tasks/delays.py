@@ -11,8 +11,8 @@ from typing import Any
 
 import redis
 
-from tasks.events import PREFIX
 from tasks.messages import Chunk, Kind
+from tasks.names import PREFIX
 from tasks.pace import Pace, delay_key
 
 # Longer than a chunk waits in a queue that is of any use.

@@ -1,15 +1,14 @@
 """What is known and said about a job: its record, its event stream and its audio, all in Redis.
 
-Keys of job J: ``supertonic:job:J`` (hash, the record), ``supertonic:events:J`` (stream, what
-happened, in order) and ``supertonic:audio:J:k`` (16-bit samples of chunk k). Every change that
-readers must see whole is one Lua script, so a chunk that is computed twice is published once and
-a job ends exactly once. Each change rings the bells of the processes that follow the job: a pub/sub
-message that repeats what the stream says, so a lost one costs a second, never a sample.
+Every change that readers must see whole is one Lua script (tasks/scripts.py), so a chunk that is
+computed twice is published once and a job ends exactly once. Each change rings the bells of the
+processes that follow the job: a pub/sub message that repeats what the stream says, so a lost one
+costs a second, never a sample. Names of keys are in tasks/names.py.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -21,49 +20,15 @@ from redis.retry import Retry
 from tasks import scripts
 from tasks.demand import Admission, AdmissionLimits, works
 from tasks.envelopes import Envelope
-from tasks.messages import (
-    Chunk,
-    Job,
-    Kind,
-    Piece,
-    SpeechRequest,
-    State,
-    pieces_from_json,
-    pieces_to_json,
-)
+from tasks.messages import Chunk, Job, Kind, Piece, State, pieces_from_json
+from tasks.names import QUEUES, TOTALS, audio_key, events_key, job_key, sent_key, work_key
+from tasks.records import JOB_FIELDS, Event, as_text, event_from, job_from, record_of
 
-QUEUES = ("high", "normal", "low", "files")
-PREFIX = "supertonic:"
-# Heard by all web processes: look at the job of this id.
-BELL = PREFIX + "bell"
-# Heard by all workers: the job of this id is over.
-OVER = PREFIX + "over"
-JOBS = PREFIX + "jobs"
-OPEN = PREFIX + "open"
-TOTALS = PREFIX + "totals"
 # Chunks of so many bytes together are published in one step, and told in one message per bell. A
 # larger one goes by itself: nobody should wait until another's sound is stored.
 TOGETHER_BYTES = 250_000
 # What a client is told of a chunk that was not spoken for it.
 KEPT_FACTS = {"batch_size": 0, "queue_time_ms": 0, "inference_time_ms": 0, "cached": True}
-
-_RECORD = (
-    "kind",
-    "state",
-    "request",
-    "count",
-    "done",
-    "samples",
-    "pause_samples",
-    "sample_rate",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "error",
-    "warnings",
-    "owner",
-    "fingerprint",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +55,6 @@ class Begun:
     is_published: bool
     attempt: int
     other_rate: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a job's stream: ``audio``, ``done``, ``failed`` or ``cancelled``; ``slice``, a
-    chunk of which ``n_samples`` can be had already; and, of a long job, ``paused`` and ``resumed``.
-    """
-
-    entry_id: str
-    type: str
-    index: int = -1
-    n_samples: int = 0
-    facts: dict[str, float | int] = field(default_factory=dict)
-    error: str = ""
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Its place in the stream, to compare."""
-        return position(self.entry_id)
-
-
-def position(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number or 0)
 
 
 def connect(url: str) -> "redis.Redis":
@@ -218,7 +159,7 @@ class EventStore:
             ],
             "kept_facts": orjson.dumps(KEPT_FACTS).decode(),
         } | ({} if limits is None else {"limits": limits.in_ms()})
-        record = _record(job, pieces) | {"bells": self.bell}
+        record = record_of(job, pieces) | {"bells": self.bell}
         fields = [value for pair in record.items() for value in pair]
         listed_at = repr(job.created_at) if job.kind is Kind.LONG else ""
         queued = [value for envelope in messages for value in envelope]
@@ -226,7 +167,7 @@ class EventStore:
         args = [*head, *fields, *queued]
         is_new, reason, wait_ms, retry_ms, *to_send = self._create(args=args)
         return Admission(
-            reason=_text(reason),
+            reason=as_text(reason),
             wait_s=wait_ms / 1000,
             retry_after_s=retry_ms / 1000,
             is_new=bool(is_new),
@@ -308,16 +249,16 @@ class EventStore:
         """Keep delivered audio only ``grace_s`` longer, enough for a client to reconnect."""
         with self.redis.pipeline(transaction=False) as pipe:
             for index in indexes:
-                pipe.expire(_audio_key(job_id, index), grace_s)
+                pipe.expire(audio_key(job_id, index), grace_s)
             pipe.execute()
 
     def renew(self, job_id: str, indexes: Iterable[int], ttl_s: int) -> None:
         """Somebody is still listening: keep the job and the audio not yet delivered."""
         with self.redis.pipeline(transaction=False) as pipe:
-            for key in (job_key(job_id), events_key(job_id), _work_key(job_id)):
+            for key in (job_key(job_id), events_key(job_id), work_key(job_id)):
                 pipe.expire(key, ttl_s)
             for index in indexes:
-                pipe.expire(_audio_key(job_id, index), ttl_s)
+                pipe.expire(audio_key(job_id, index), ttl_s)
             pipe.execute()
 
     def forget_chunk(self, job_id: str, index: int) -> bool:
@@ -342,12 +283,12 @@ class EventStore:
         """
         rows: Any = self.redis.zrange(sent_key(job_id), 0, -1, withscores=True)
         latest: Any = self.redis.xrevrange(events_key(job_id), count=1)
-        heard_at = float(_text(latest[0][0]).split("-")[0]) / 1000 if latest else 0.0
+        heard_at = float(as_text(latest[0][0]).split("-")[0]) / 1000 if latest else 0.0
         deadline = time.time() - stall_s
         return {int(index) for index, sent_at in rows if sent_at > deadline or heard_at > deadline}
 
     def drop_audio(self, job_id: str, indexes: Iterable[int]) -> None:
-        keys = [_audio_key(job_id, index) for index in indexes]
+        keys = [audio_key(job_id, index) for index in indexes]
         if keys:
             self.redis.unlink(*keys)
 
@@ -362,15 +303,16 @@ class EventStore:
     def jobs(self, job_ids: Sequence[str]) -> list[Job | None]:
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), _RECORD)
-            return [_job(job_id, row) for job_id, row in zip(job_ids, pipe.execute(), strict=True)]
+                pipe.hmget(job_key(job_id), JOB_FIELDS)
+            rows = pipe.execute()
+        return [job_from(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
     def exists(self, job_id: str) -> bool:
         return bool(self.redis.exists(job_key(job_id)))
 
     def pieces(self, job_id: str) -> list[Piece]:
         stored = self.redis.hget(job_key(job_id), "pieces")
-        return pieces_from_json(_text(stored)) if stored else []
+        return pieces_from_json(as_text(stored)) if stored else []
 
     def begin(
         self, chunks: Sequence[Chunk], token: str, sample_rate: int, is_alone: bool = False
@@ -384,7 +326,7 @@ class EventStore:
         company = "alone" if is_alone else "together"
         answers = self._begin(args=[token, company, sample_rate, *_named(chunks)])
         return [
-            Begun(State(_text(state)) if state else None, bool(is_published), *numbers)
+            Begun(State(as_text(state)) if state else None, bool(is_published), *numbers)
             for state, is_published, *numbers in answers
         ]
 
@@ -405,7 +347,7 @@ class EventStore:
         """
         start = f"({after}" if after != "0" else "-"
         reply: Any = self._look(args=[job_id, start, self.bell])
-        return [_event(_text(entry_id), fields) for entry_id, fields in reply]
+        return [event_from(as_text(entry_id), fields) for entry_id, fields in reply]
 
     def queue_lengths(self) -> dict[str, int]:
         with self.redis.pipeline(transaction=False) as pipe:
@@ -425,7 +367,7 @@ class EventStore:
         """Samples of some chunks, None for those that have left Redis. With ``last_s`` nobody else
         will want them, and they are kept only so much longer.
         """
-        keys = [_audio_key(job_id, index) for index in indexes]
+        keys = [audio_key(job_id, index) for index in indexes]
         if last_s is None:
             return self.redis.mget(keys)  # type: ignore[return-value]
         if len(keys) == 1:  # a pipeline costs more
@@ -442,7 +384,7 @@ class EventStore:
 
     def audio_after(self, job_id: str, index: int, n_samples: int) -> bytes:
         """What there is of a chunk behind its first ``n_samples``, whole or still being made."""
-        return self.redis.getrange(_audio_key(job_id, index), 2 * n_samples, -1)  # type: ignore
+        return self.redis.getrange(audio_key(job_id, index), 2 * n_samples, -1)  # type: ignore
 
     def memory_share(self) -> float:
         """How full Redis is, from 0 to 1; 0 where it has no limit."""
@@ -451,99 +393,8 @@ class EventStore:
 
     def totals(self) -> dict[str, int]:
         reply: Any = self.redis.hgetall(TOTALS)
-        return {_text(name): int(value) for name, value in reply.items()}
-
-
-def job_key(job_id: str) -> str:
-    return f"{PREFIX}job:{job_id}"
-
-
-def events_key(job_id: str) -> str:
-    return f"{PREFIX}events:{job_id}"
-
-
-def _work_key(job_id: str) -> str:
-    return f"{PREFIX}work:{job_id}"
-
-
-def sent_key(job_id: str) -> str:
-    return f"{PREFIX}sent:{job_id}"
-
-
-def _audio_key(job_id: str, index: int) -> str:
-    return f"{PREFIX}audio:{job_id}:{index}"
+        return {as_text(name): int(value) for name, value in reply.items()}
 
 
 def _named(chunks: Iterable[Chunk]) -> list[Any]:
     return [value for chunk in chunks for value in (chunk.job_id, chunk.index, chunk.content)]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _record(job: Job, pieces: Sequence[Piece]) -> dict[str, Any]:
-    return {
-        "kind": job.kind.value,
-        "state": job.state.value,
-        "request": orjson.dumps(asdict(job.request)),
-        "count": job.count,
-        "done": 0,
-        "samples": 0,
-        "pause_samples": job.pause_samples,
-        "sample_rate": job.sample_rate,
-        "created_at": repr(job.created_at),
-        **({} if job.started_at is None else {"started_at": repr(job.started_at)}),
-        "warnings": orjson.dumps(job.warnings),
-        "owner": job.owner,
-        "fingerprint": job.fingerprint,
-        "resumable": int(job.resumable),
-        "pieces": pieces_to_json(list(pieces)),
-    }
-
-
-def _job(job_id: str, row: Sequence[Any]) -> Job | None:
-    values = dict(zip(_RECORD, (None if v is None else _text(v) for v in row), strict=True))
-    if values["state"] is None:
-        return None
-    return Job(
-        job_id=job_id,
-        kind=Kind(values["kind"] or ""),
-        state=State(values["state"]),
-        request=SpeechRequest(**orjson.loads(values["request"] or "{}")),
-        count=int(values["count"] or 0),
-        done=int(values["done"] or 0),
-        samples=int(values["samples"] or 0),
-        pause_samples=int(values["pause_samples"] or 0),
-        sample_rate=int(values["sample_rate"] or 0),
-        created_at=float(values["created_at"] or 0),
-        started_at=float(values["started_at"]) if values["started_at"] else None,
-        finished_at=float(values["finished_at"]) if values["finished_at"] else None,
-        error=values["error"] or None,
-        warnings=tuple(orjson.loads(values["warnings"] or "[]")),
-        owner=values["owner"] or "",
-        fingerprint=values["fingerprint"] or "",
-    )
-
-
-def news_from(message: bytes) -> dict[str, list[Event]]:
-    """What a bell carries: by job what was said about it, in order."""
-    told: dict[str, list[Event]] = {}
-    for job_id, news in orjson.loads(message):
-        events = [_event(entry_id, fields) for entry_id, *fields in news]
-        told.setdefault(job_id, []).extend(events)
-    return told
-
-
-def _event(entry_id: str, fields: Sequence[Any]) -> Event:
-    """From the fields and values of an entry, in a row as Redis gives them."""
-    names = iter(fields)
-    values = {_text(name): _text(value) for name, value in zip(names, names, strict=True)}
-    return Event(
-        entry_id=entry_id,
-        type=values["type"],
-        index=int(values.get("index", -1)),
-        n_samples=int(values.get("n_samples", 0)),
-        facts=orjson.loads(values.get("facts", "{}")),
-        error=values.get("error", ""),
-    )

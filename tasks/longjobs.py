@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tasks import demand
-from tasks.events import BELL, JOBS, OPEN, EventStore, events_key, job_key
+from tasks.events import EventStore
 from tasks.messages import Job, State
+from tasks.names import BELL, JOBS, OPEN, events_key, job_key
 
 # A pace is what was done in the last minute; where that is less than five chunks, it is what the
 # last five took, but nothing older than ten minutes says anything about now.

@@ -20,7 +20,7 @@ from typing import Any
 
 import redis
 
-from tasks.events import PREFIX
+from tasks.names import PREFIX
 
 KEY = PREFIX + "measures"
 # A worker's own figures are shown for this long after it was last heard of.
@@ -205,14 +205,16 @@ def read(client: "redis.Redis", workers: Iterable[str] = ()) -> list[dict[str, f
 
 
 @dataclass(slots=True)
-class Reading:
+class MeasureReading:
     """One measure for one set of labels: its sum and, of a histogram, its cumulative buckets."""
 
     total: float
     buckets: list[tuple[str, float]]
 
 
-def readings(measure: Measure, stored: Mapping[str, float]) -> dict[tuple[str, ...], Reading]:
+def readings(
+    measure: Measure, stored: Mapping[str, float]
+) -> dict[tuple[str, ...], MeasureReading]:
     """What ``read`` gave, put together. Counts under a bound that this version does not have,
     left by another, are in the next larger one.
     """
@@ -224,12 +226,12 @@ def readings(measure: Measure, stored: Mapping[str, float]) -> dict[tuple[str, .
     return {labels: _reading(measure, found) for labels, found in sorted(parts.items())}
 
 
-def empty(measure: Measure) -> Reading:
+def empty(measure: Measure) -> MeasureReading:
     """What nobody has observed yet."""
     return _reading(measure, {})
 
 
-def _reading(measure: Measure, parts: dict[str, float]) -> Reading:
+def _reading(measure: Measure, parts: dict[str, float]) -> MeasureReading:
     total = parts.pop(SUM, 0.0)
     bounds = [_text(bound) for bound in measure.bounds] + [INFINITY]
     counts = [0.0] * len(bounds)
@@ -240,7 +242,7 @@ def _reading(measure: Measure, parts: dict[str, float]) -> Reading:
     for bound, number in zip(bounds, counts, strict=True):
         running += number
         buckets.append((bound, running))
-    return Reading(total, buckets if measure.bounds else [])
+    return MeasureReading(total, buckets if measure.bounds else [])
 
 
 def _text(bound: float) -> str:

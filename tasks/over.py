@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import redis
 
-from tasks.events import OVER
 from tasks.hearing import hear_for_ever
+from tasks.names import OVER
 
 # Chunks of a job that ended longer ago, or before so many others, are told apart when they begin.
 REMEMBERED_S = 15.0

@@ -110,9 +110,8 @@ class LoadEngine(bootsteps.Step):
 @inspect_command()
 def active_queues(state: Any) -> list[dict[str, Any]]:
     """Celery's own knows one consumer; Flower shows the lengths of what is answered here."""
-    consumer = state.consumer
-    consumers = [consumer.task_consumer, *consumer.batching.lanes]
-    return [queue.as_dict(recurse=True) for one in consumers for queue in one.queues]
+    lanes = state.consumer.batching.lanes
+    return [queue.as_dict(recurse=True) for one in lanes.consumers for queue in one.queues]
 
 
 @signals.worker_ready.connect
@@ -169,18 +168,17 @@ class _Announcer:
     def __call__(self, batching: BatchingConsumer, name: str) -> None:
         try:
             limits = self.records.batch()
-            batching.limits = _limits(batching.speaker.pace, *limits)
+            batching.waiting.limits = _limits(batching.speaker.pace, *limits)
             self.records.announce(self._record(batching, name, *limits))
             batching.speaker.tally.meter.send(self.records.redis, name)
-            waiting = [held.item.chunk for held in list(batching.waiting)]
-            exchange(self.records.redis, batching.speaker.pace, waiting)
+            exchange(self.records.redis, batching.speaker.pace, batching.waiting.chunks())
         except redis.RedisError as error:
             logger.warning("could not renew the worker record: %s", error)
 
     def _record(
         self, batching: BatchingConsumer, name: str, max_batch: int | None, wait_ms: float | None
     ) -> WorkerRecord:
-        engine, tally = self.engine, batching.speaker.tally
+        engine, tally, waiting = self.engine, batching.speaker.tally, batching.waiting
         return WorkerRecord(
             name=name,
             device=engine.device,
@@ -195,8 +193,8 @@ class _Announcer:
             max_batch=settings.max_batch if max_batch is None else max_batch,
             max_wait_ms=settings.max_wait_ms if wait_ms is None else wait_ms,
             started_at=self.started_at,
-            waiting=len(batching.waiting),
-            speaking=sum(len(chunks) for chunks in list(batching.speaking.values())),
+            waiting=len(waiting.chunks()),
+            speaking=sum(len(chunks) for chunks in list(waiting.speaking.values())),
             batches=tally.batches,
             chunks=tally.chunks,
             audio_s=round(tally.audio_s, 3),

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from tasks.events import PREFIX
+from tasks.names import PREFIX
 
 logger = logging.getLogger(__name__)
 

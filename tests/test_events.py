@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tasks.events import TOGETHER_BYTES, Begun, ChunkResult, EventStore, connect, is_full, news_from
+from tasks.events import TOGETHER_BYTES, Begun, ChunkResult, EventStore, connect, is_full
 from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, State
+from tasks.records import news_from
 from tests.examples import RATE, a_chunk, a_job, some_pieces
 from tests.stack import Stack, full, wait_for
 

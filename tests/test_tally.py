@@ -13,8 +13,8 @@ from tasks.measures import (
     PADDING,
     QUEUE_WAIT,
     Measure,
+    MeasureReading,
     Meter,
-    Reading,
     readings,
 )
 from tasks.messages import Chunk, Kind, Urgency
@@ -31,7 +31,7 @@ def chunk(job_id: str, index: int, kind: Kind = Kind.STREAM, **times: float) -> 
     return Chunk(job_id=job_id, index=index, kind=kind, urgency=urgency, **fixed, **known)
 
 
-def found(meter: Meter, measure: Measure, *labels: str) -> Reading:
+def found(meter: Meter, measure: Measure, *labels: str) -> MeasureReading:
     """One measure of what has not been sent yet."""
     stored = {
         "|".join((of.name, *names, part)): number
