@@ -12,7 +12,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import access, admission, api, counting, errors, origins, seats, websocket
 from app.accepting import Accepting
-from app.bell import Bell
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
 from app.jobs import Speech
@@ -23,14 +22,12 @@ from app.openapi import openapi
 from app.pages import pages
 from app.schemas import check_language, take_body
 from supertonic.memory import reuse_large_buffers
-from tasks.events import EventStore, connect
+from tasks.events import connect
 from tasks.idempotency import IdempotencyKeys
-from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
 from tasks.settings import Settings
 from tasks.webhooks import Webhooks
-from tasks.workers import WorkerRecords
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -53,14 +50,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["origins"] = origins.Origins(settings, keyring)
     app.extensions["speech_limit"] = SpeechLimit(settings.rate_limit, client)
     app.extensions["hangup"] = HangupWatch()
-    bell = Bell(client)
-    app.extensions["speech"] = Speech(
-        settings,
-        EventStore(client, bell.name),
-        WorkerRecords(client),
-        bell,
-        JobFiles(settings.data_dir, settings.jobs_url),
-    )
+    app.extensions["speech"] = Speech.over(client, settings)
     app.extensions["accepting"] = Accepting(
         app.extensions["speech"], IdempotencyKeys(settings.data_dir), Webhooks(settings)
     )
