@@ -10,6 +10,7 @@ from app.errors import Problem, field_problem
 from app.schemas import BeginBody, WishBody
 from app.submit import split
 from supertonic.chunking import sentences_end
+from supertonic.text import LANGUAGES
 from tasks.settings import Settings
 
 # What waits is joined up to this length: sentences that are spoken together sound better.
@@ -21,6 +22,10 @@ class Fragments:
     """One text of which more is on its way."""
 
     def __init__(self, body: BeginBody, settings: Settings) -> None:
+        """Raises Problem: 422 for a language in which nobody knows what a sentence is."""
+        if body.language not in LANGUAGES:
+            detail = f"must be one of {', '.join(LANGUAGES)}"
+            raise field_problem("language", body.language, detail)
         self.body = body
         self.settings = settings
         self.n_texts = 0

@@ -196,9 +196,10 @@ def test_mistakes_are_told_and_disturb_nothing(server: Stack) -> None:
         for kind in ("text", "flush", "end"):
             send(ws, kind, text="Hi.")
             assert "send a begin first" in heard(ws, "error")[-1]["detail"]
-        send(ws, "begin", speed=9, id="wrong")
-        told = heard(ws, "error")[-1]
-        assert (told["status"], told["id"]) == (422, "wrong")
+        for wrong in ({"speed": 9}, {"language": "de"}):
+            send(ws, "begin", id="wrong", **wrong)
+            told = heard(ws, "error")[-1]
+            assert (told["status"], told["id"]) == (422, "wrong")
         send(ws, "begin", id="right")
         for kind, fields, status in (
             ("begin", {}, 409),
