@@ -25,6 +25,7 @@ from app.access import Visitor
 from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.fragments import Fragments
+from app.hangup import keep_alive
 from app.jobs import Speech
 from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
 from app.stream import accepted, chunk_head, failure
@@ -39,8 +40,6 @@ IDLE_S = 600.0
 CLOSE_S = 5.0
 # simple_websocket may forget to say that the connection is over, so we look ourselves.
 LOOK_S = 2.0
-# A silent client that is no longer there is noticed after two minutes.
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +60,7 @@ class FrameSocket:
         self._sending = threading.Lock()
         self._hearing = threading.Condition()
         self._unheard: list[str | bytes] = []
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            # Not every system has all three.
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        keep_alive(sock)
 
     def wait_for_room_in(self, unheard: list[str | bytes]) -> None:
         """From now on, receive only while this list of messages is empty."""
