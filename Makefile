@@ -1,6 +1,6 @@
 # Every chore is one word. On a bare machine with Python 3.11 or newer, `make run` is all it takes.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit worker files web flower redis model doctor bench bench-engine \
+.PHONY: help run test lint audit worker files web wyoming flower redis model doctor bench bench-engine \
 	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams bench-burst \
 	bench-lengths bench-cores simulate voice judge clean
 
@@ -56,12 +56,13 @@ audit: $(ALL)  ## known vulnerabilities in what is installed
 	$(BIN)/python scripts/audit.py
 
 # One process each, as the Procfile says, against the Redis at SUPERTONIC_REDIS_URL.
-worker files web flower redis: $(READY)
+worker files web wyoming flower redis: $(READY)
 	@eval "$$(sed -n 's/^$@: *//p' Procfile)"
 
 worker:  ## one batching worker
 files:  ## the worker for files and exports
 web:  ## the web alone
+wyoming:  ## the server for Home Assistant, at port 10200
 flower:  ## Flower's view of the workers
 redis:  ## a Redis at port 6379 (REDIS_PORT)
 

@@ -12,7 +12,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import access, admission, api, counting, errors, origins, seats, websocket
 from app.accepting import Accepting
-from app.bell import Bell
 from app.books import book_routes
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
@@ -25,14 +24,12 @@ from app.pages import pages
 from app.schemas import check_language, take_body
 from app.service_routes import service_routes
 from supertonic.memory import reuse_large_buffers
-from tasks.events import EventStore, connect
+from tasks.events import connect
 from tasks.idempotency import IdempotencyKeys
-from tasks.jobfiles import JobFiles
 from tasks.logs import set_up
 from tasks.longjobs import LongJobs
 from tasks.settings import Settings
 from tasks.webhooks import Webhooks
-from tasks.workers import WorkerRecords
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -55,14 +52,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["origins"] = origins.Origins(settings, keyring)
     app.extensions["speech_limit"] = SpeechLimit(settings.rate_limit, client)
     app.extensions["hangup"] = HangupWatch()
-    bell = Bell(client)
-    app.extensions["speech"] = Speech(
-        settings,
-        EventStore(client, bell.name),
-        WorkerRecords(client),
-        bell,
-        JobFiles(settings.data_dir, settings.jobs_url),
-    )
+    app.extensions["speech"] = Speech.over(client, settings)
     app.extensions["accepting"] = Accepting(
         app.extensions["speech"], IdempotencyKeys(settings.data_dir), Webhooks(settings)
     )

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from flask import Response, g
+from flask import Response, g, has_request_context
 
 from app.errors import Problem
 from tasks.demand import Admission, AdmissionLimits
@@ -77,6 +77,12 @@ _REASONS = {
     "long": "max_long_wait",
     "owner": "key_queue",
 }
+
+
+def keep_wait(wait_s: float) -> None:
+    """For ``tell_wait``, where it is a request that asked."""
+    if has_request_context():
+        g.queue_wait_s = wait_s
 
 
 def tell_wait(response: Response) -> Response:

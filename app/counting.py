@@ -1,4 +1,4 @@
-"""Counts every answer of this web process and sends its figures to Redis once a second."""
+"""Counts every answer of the web and sends a process's figures to Redis once a second."""
 
 import atexit
 import logging
@@ -17,9 +17,13 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def start(app: Flask) -> None:
-    """Count from now on; what is counted last is sent when the process ends."""
-    speech: Speech = app.extensions["speech"]
+    """Count from now on."""
     app.after_request(_count)
+    send_figures(app.extensions["speech"])
+
+
+def send_figures(speech: Speech) -> None:
+    """From now on; what is counted last is sent when the process ends."""
     threading.Thread(target=_run, args=(speech,), name="figures", daemon=True).start()
     atexit.register(_send, speech)
 

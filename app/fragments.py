@@ -10,6 +10,7 @@ from app.errors import Problem, field_problem
 from app.schemas import BeginBody, WishBody
 from app.submit import split
 from supertonic.chunking import sentences_end
+from supertonic.text import LANGUAGES
 from tasks.settings import Settings
 
 # What waits is joined up to this length: sentences that are spoken together sound better.
@@ -21,20 +22,23 @@ class Fragments:
     """One text of which more is on its way."""
 
     def __init__(self, body: BeginBody, settings: Settings) -> None:
+        """Raises Problem: 422 for a language in which nobody knows what a sentence is."""
+        if body.language not in LANGUAGES:
+            detail = f"must be one of {', '.join(LANGUAGES)}"
+            raise field_problem("language", body.language, detail)
         self.body = body
         self.settings = settings
         self.n_texts = 0
         self.last: WishBody | None = None  # that went on
-        self._rest = ""
+        self._rest = self._rest_before = ""
 
     def add(self, text: str) -> WishBody | None:
         """What is whole now, to be spoken next.
 
         Raises:
-            Problem: 422 for a sentence without an end.
+            Problem: 422 for a sentence without an end; nothing of this text is kept then.
         """
-        self._rest += text
-        *whole, last = _PARAGRAPH.split(self._rest)
+        *whole, last = _PARAGRAPH.split(self._rest + text)
         plain = " ".join(last.split())
         end = sentences_end(plain)
         if end:
@@ -43,12 +47,13 @@ class Fragments:
         if len(last) > self.settings.max_text_chars:
             limit = f"{self.settings.max_text_chars} characters without the end of a sentence"
             raise field_problem("text", last, f"has more than {limit}; send a flush in between")
-        self._rest = last
+        self._rest_before, self._rest = self._rest, last
         return self._wish("\n\n".join(whole), self.body.pause_s)
 
     def flush(self, is_end: bool = False) -> WishBody | None:
         """All that is there, whole or not."""
-        text, self._rest = self._rest, ""
+        text = self._rest_before = self._rest
+        self._rest = ""
         return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
 
     def _wish(self, text: str, end_pause_s: float) -> WishBody | None:
@@ -72,6 +77,6 @@ class Fragments:
         self.last = wish.model_copy(update={"text": f"{last.text} {wish.text}"})
         return self.last
 
-    def put_back(self, wish: WishBody) -> None:
-        """It could not go on now."""
-        self._rest = f"{wish.text} {self._rest}"
+    def take_back(self) -> None:
+        """The last that was whole could not go on: the text that made it so has not come."""
+        self._rest = self._rest_before

@@ -15,6 +15,17 @@ from contextlib import contextmanager, suppress
 logger = logging.getLogger(__name__)
 
 HANGUP = select.EPOLLRDHUP | select.EPOLLHUP
+# A silent client that is no longer there is noticed after two minutes.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel ask now and then whether the other side is still there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        # Not every system has all three.
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class HangupWatch:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import redis
-from flask import current_app, g
+from flask import current_app
 from kombu.exceptions import OperationalError
 
-from app.admission import limits, refusal
+from app.admission import keep_wait, limits, refusal
 from app.bell import Bell
 from app.errors import Problem, no_worker
 from app.offer import sample_rate_of
@@ -64,6 +64,13 @@ class Speech:
         self._memory = (0.0, 0.0)
         # When this process has no time left for streams, by time.monotonic().
         self.stops_at = math.inf
+
+    @classmethod
+    def over(cls, client: "redis.Redis", settings: Settings) -> "Speech":
+        """For this process, to be made once, since its bell is a thread."""
+        bell = Bell(client)
+        files = JobFiles(settings.data_dir, settings.jobs_url)
+        return cls(settings, EventStore(client, bell.name), WorkerRecords(client), bell, files)
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -198,7 +205,7 @@ class Speech:
             else:
                 ttl_s = self.settings.stream_ttl_s
                 admission = start_job(self.store, job, pieces, ttl_s, chunks, limits)
-            g.queue_wait_s = admission.wait_s
+            keep_wait(admission.wait_s)
             if admission.reason:
                 raise refusal(admission, limits)
             if job.kind is Kind.LONG:

@@ -7,6 +7,14 @@ from supertonic.text import LANGUAGES
 from supertonic.voices import VOICES
 from tasks.workers import WorkerRecord
 
+LANGUAGE_NAMES = {
+    "en": "English",
+    "ko": "Korean",
+    "es": "Spanish",
+    "pt": "Portuguese",
+    "fr": "French",
+}
+
 
 def voices_of(workers: Sequence[WorkerRecord]) -> list[str]:
     """The known ones first; without a worker what they are going to be, most likely."""

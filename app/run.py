@@ -1,4 +1,5 @@
-"""What `make run` starts: Redis, worker, files worker and web, as one service that stops as one.
+"""What `make run` starts: Redis, worker, files worker and web, as one service that stops as one;
+beside them, where it is asked for, the server for Home Assistant.
 
 The Procfile lists the processes and `app/processes.py` runs them. This module prepares (settings,
 port, Redis, model), shows what they log, and says when the service answers.
@@ -28,7 +29,7 @@ import redis
 from app.checks import check_settings
 from app.processes import Processes
 from tasks.events import connect
-from tasks.settings import Settings, SettingsError
+from tasks.settings import PREFIX, Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -51,6 +52,8 @@ def run(with_flower: bool) -> None:
     settings = Settings.from_env()
     check_settings(settings)
     check_port(settings.host, settings.port)
+    if settings.wyoming_host:
+        check_port(settings.wyoming_host, settings.wyoming_port, "SUPERTONIC_WYOMING_")
     data_dir = Path(settings.data_dir).resolve()
     run_dir = data_dir / "run"
     try:
@@ -60,6 +63,8 @@ def run(with_flower: bool) -> None:
     commands = read_procfile()
     if not with_flower:
         del commands["flower"]
+    if not settings.wyoming_host:
+        del commands["wyoming"]
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
@@ -79,6 +84,8 @@ def run(with_flower: bool) -> None:
         print(f"Starting {', '.join(commands)}; their logs are in {run_dir}", flush=True)
         if "redis" in commands:
             print(f"Redis is at {env['SUPERTONIC_REDIS_URL']}", flush=True)
+        if "wyoming" in commands:
+            print(f"For Home Assistant: tcp://{settings.wyoming_address}", flush=True)
         stopping = threading.Event()
         for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: stopping.set())
@@ -124,7 +131,11 @@ def read_procfile() -> dict[str, str]:
     return dict(lines)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, prefix: str = PREFIX) -> None:
+    """
+    Raises:
+        StartError: nothing can listen there; ``prefix`` begins the names of both settings.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -132,7 +143,7 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({error.strerror}); "
-                "stop what runs there, or choose another SUPERTONIC_PORT or SUPERTONIC_HOST"
+                f"stop what runs there, or choose another {prefix}PORT or {prefix}HOST"
             ) from None
 
 

@@ -10,7 +10,7 @@ from app.access import check_admin
 from app.errors import Problem, field_problem, no_worker
 from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
-from app.offer import languages_of, voices_of
+from app.offer import LANGUAGE_NAMES, languages_of, voices_of
 from app.schemas import PAUSE_S, SPEED, STEPS, BatchBody, SpeechBody, read_json, validate
 from app.version import service_version
 from tasks.celery import queue_lengths
@@ -18,14 +18,6 @@ from tasks.dead_letters import MAX_LETTERS, letters
 from tasks.workers import WorkerRecord
 
 service_routes = Blueprint("service", __name__)
-
-LANGUAGE_NAMES = {
-    "en": "English",
-    "ko": "Korean",
-    "es": "Spanish",
-    "pt": "Portuguese",
-    "fr": "French",
-}
 
 
 @service_routes.get("/")

@@ -10,7 +10,6 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -26,25 +25,22 @@ from app.access import Visitor
 from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.fragments import Fragments
+from app.hangup import keep_alive
 from app.jobs import Speech
 from app.outcome import failure
 from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
 from app.stream import accepted, chunk_head
 from app.submit import check_text
+from app.turns import Turns
 from tasks.messages import Job, Kind, State
 
 KINDS = ("speak", "cancel", "begin", "text", "flush", "end")
-# What one WebSocket may have waiting behind the text being spoken: texts, and characters in all.
-MAX_WISHES = 100
-MAX_WAITING_CHARS = 500_000
 # A client that is there and says nothing keeps a thread from others.
 IDLE_S = 600.0
 # A client gets this long to take the last frame and to answer it.
 CLOSE_S = 5.0
 # simple_websocket may forget to say that the connection is over, so we look ourselves.
 LOOK_S = 2.0
-# A silent client that is no longer there is noticed after two minutes.
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +61,7 @@ class FrameSocket:
         self._sending = threading.Lock()
         self._hearing = threading.Condition()
         self._unheard: list[str | bytes] = []
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            # Not every system has all three.
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        keep_alive(sock)
 
     def wait_for_room_in(self, unheard: list[str | bytes]) -> None:
         """From now on, receive only while this list of messages is empty."""
@@ -109,8 +101,6 @@ class _Conversation:
         self.app = app
         self.speech: Speech = app.extensions["speech"]
         self.visitor = visitor
-        # Fragments stand for the end of a text that came in some; None for the client's leaving.
-        self.wishes: deque[WishBody | Fragments | None] = deque()
         self.fragments: Fragments | None = None
         self.job: Job | None = None
         self.samples_sent = 0
@@ -119,6 +109,8 @@ class _Conversation:
         self.is_cancelled = False
         self.quiet_since = time.monotonic()
         self._state = threading.Condition()
+        # Fragments stand for the end of a text that came in some; None for the client's leaving.
+        self.turns = Turns[Fragments | None](self._state)
         # Taken before _state. Reentrant: an ending is decided and sent at once.
         self._sending = threading.RLock()
 
@@ -152,9 +144,7 @@ class _Conversation:
                 self._cancel()
             except (redis.RedisError, OperationalError) as error:
                 logger.warning("could not cancel a job after its client left: %s", error)
-            with self._state:
-                self.wishes.append(None)
-                self._state.notify()
+            self.turns.close(None)
 
     def _hear(self, message: str | bytes) -> None:
         self.quiet_since = time.monotonic()
@@ -187,7 +177,7 @@ class _Conversation:
         self.visitor.check_text()
         wish = validate(WishBody, data)
         check_text(wish, self.speech.settings)
-        self._let_wait(wish)
+        self.turns.add(wish)
 
     def _take_fragment(self, kind: str, data: dict[str, Any]) -> None:
         """Of a text that comes in fragments, which are spoken sentence by sentence."""
@@ -204,44 +194,15 @@ class _Conversation:
         else:
             wish = self.fragments.flush(is_end=kind == "end")
         if wish is not None:
-            self._let_wait_behind(self.fragments, wish)
+            self.turns.add_sentences(self.fragments, wish)
         if kind == "end":
-            with self._state:
-                self.wishes.append(self.fragments)
-                self.fragments = None
-                self._state.notify()
-
-    def _let_wait_behind(self, fragments: Fragments, wish: WishBody) -> None:
-        with self._state:
-            is_waiting = bool(self.wishes) and self.wishes[-1] is fragments.last
-            if is_waiting and (joined := fragments.joined(wish)):
-                self.wishes[-1] = joined
-                return
-        try:
-            self._let_wait(wish)
-        except Problem:
-            fragments.put_back(wish)
-            raise
-        fragments.went_on(wish)
-
-    def _let_wait(self, wish: WishBody) -> None:
-        with self._state:
-            if len(self.wishes) >= MAX_WISHES:
-                detail = f"{MAX_WISHES} texts are waiting already; send more when some are done"
-                raise Problem(429, detail)
-            waiting = sum(_characters(each) for each in self.wishes)
-            # One text may always wait, whatever length the settings allow.
-            if self.wishes and waiting + _characters(wish) > MAX_WAITING_CHARS:
-                detail = f"with this text more than {MAX_WAITING_CHARS} characters are waiting"
-                raise Problem(429, f"{detail}; send it when some are done")
-            self.wishes.append(wish)
-            self._state.notify()
+            self.turns.mark(self.fragments)
+            self.fragments = None
 
     def _cancel(self) -> tuple[bool, list[WishBody]]:
         """Drop what waits and stop what is spoken: whether anything was, and what waited."""
         with self._state:
-            dropped = [wish for wish in self.wishes if isinstance(wish, WishBody)]
-            self.wishes.clear()
+            dropped = self.turns.drop()
             self.fragments = None
             self.is_cancelled = was_speaking = self.is_speaking
             job = self.job
@@ -254,12 +215,12 @@ class _Conversation:
     def _next_wish(self) -> WishBody | Fragments | None:
         """The next text; None when the client has left or has long said nothing."""
         with self._state:
-            while not self.wishes:
+            while not self.turns:
                 left_s = self.quiet_since + IDLE_S - time.monotonic()
                 if left_s <= 0:
                     return None
                 self._state.wait(left_s)
-            wish = self.wishes.popleft()
+            wish = self.turns.take()
             self.job, self.samples_sent = None, 0
             self.name = _named(wish)
             self.is_speaking, self.is_cancelled = isinstance(wish, WishBody), False
@@ -339,12 +300,6 @@ class _Conversation:
             self.ws.thread.join()
             patience.cancel()
         self.ws.sock.hang_up()
-
-
-def _characters(wish: WishBody | Fragments | None) -> int:
-    if not isinstance(wish, WishBody):
-        return 0
-    return len(wish.text) + len(wish.voice) + len(wish.language)
 
 
 def _named(about: Any) -> dict[str, str]:

@@ -12,6 +12,12 @@ def web() -> bool:
     return _answers("http://127.0.0.1:8002/livez")
 
 
+def wyoming() -> bool:
+    with socket.create_connection(("127.0.0.1", 10200), timeout=4) as server:
+        server.sendall(b'{"type": "ping"}\n')
+        return b"pong" in server.recv(100)
+
+
 def flower() -> bool:
     return _answers("http://127.0.0.1:5555/healthcheck")
 
@@ -39,7 +45,7 @@ def _answers(url: str) -> bool:
         return response.status == 200
 
 
-CHECKS = {"web": web, "flower": flower, "worker": worker, "files": files}
+CHECKS = {"web": web, "wyoming": wyoming, "flower": flower, "worker": worker, "files": files}
 
 if __name__ == "__main__":
     service = sys.argv[1]

@@ -36,6 +36,11 @@ class Settings:
     port: int = _setting(8002, "port the web listens on", 1, 65_535)
     web_processes: int = _setting(2, "gunicorn processes", 1)
     web_threads: int = _setting(300, "threads per process; an open stream holds one", 4)
+    wyoming_host: str = _setting(
+        "", "address for Home Assistant (Wyoming); empty: `make run` starts none"
+    )
+    wyoming_port: int = _setting(10200, "port for Home Assistant", 1, 65_535)
+    wyoming_connections: int = _setting(100, "most connections of Wyoming; each has two threads", 1)
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0", "the Redis that holds queues and events", secret=True
     )
@@ -133,12 +138,21 @@ class Settings:
     @property
     def address(self) -> str:
         """Where the web listens, as in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return _address(self.host, self.port)
+
+    @property
+    def wyoming_address(self) -> str:
+        """The same of the server for Home Assistant."""
+        return _address(self.wyoming_host or "127.0.0.1", self.wyoming_port)
 
     @property
     def queues_are_in_redis(self) -> bool:
         """Whether the chunks' queues are in the same Redis as jobs and events."""
         return self.broker_url in ("", self.redis_url)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _parse(name: str, text: str, spec: Any) -> Any:

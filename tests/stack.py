@@ -55,12 +55,14 @@ class Stack:
         self.folder = folder
         self.redis_port = free_port()
         self.port = free_port()
+        self.wyoming_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         self.data_dir = folder / "data"
         self.env = os.environ | {
             "SUPERTONIC_REDIS_URL": self.redis_url,
             "SUPERTONIC_PORT": str(self.port),
+            "SUPERTONIC_WYOMING_PORT": str(self.wyoming_port),
             "SUPERTONIC_DATA_DIR": str(self.data_dir),
             "SUPERTONIC_MODEL": "tiny",
             "SUPERTONIC_WEB_THREADS": "150",
@@ -108,6 +110,10 @@ class Stack:
         env = {"SUPERTONIC_PORT": str(port or self.port)}
         self.start(name, *python, "-c", "app/gunicorn.py", "app:create_app()", **env)
 
+    def start_wyoming(self, module: str = "app.wyoming") -> None:
+        self.start("wyoming", sys.executable, "-m", module)
+        wait_for(lambda: socket.create_connection(("127.0.0.1", self.wyoming_port), 5)).close()
+
     def start_all(self) -> "Stack":
         self.start_redis()
         self.start_worker()
@@ -140,7 +146,7 @@ class Stack:
         self.session.close()
         if hasattr(self, "_redis"):
             self._redis.close()
-        for name in ("web", "web2", "files", "worker", "worker2", "flower", "redis"):
+        for name in ("wyoming", "web", "web2", "files", "worker", "worker2", "flower", "redis"):
             if name not in self.processes:
                 continue
             process = self.processes.pop(name)

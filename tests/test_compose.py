@@ -78,6 +78,7 @@ def test_cpu_and_gpu_workers_are_alternatives_and_flower_is_a_choice() -> None:
     assert profiles["worker"] == ["cpu"]
     assert profiles["worker-gpu"] == ["gpu"]
     assert profiles["flower"] == ["flower"]
+    assert profiles["wyoming"] == ["wyoming"]
     assert profiles["rabbitmq"] == ["rabbitmq"]
     assert profiles["prometheus"] == profiles["grafana"] == ["monitoring"]
     assert [name for name, chosen in profiles.items() if not chosen] == ["redis", "web", "files"]
@@ -97,7 +98,10 @@ def test_the_gpu_worker_asks_for_an_nvidia_device() -> None:
 
 def test_ports_are_published_for_this_machine_only_unless_asked() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published.keys() == {"web", "flower", "prometheus", "grafana"}
+    assert published.keys() == {"web", "wyoming", "flower", "prometheus", "grafana"}
+    # Who opens the web, which may have keys, has not opened what can have none.
+    (port,) = published.pop("wyoming")
+    assert port.startswith("${WYOMING_ADDRESS:-127.0.0.1}:")
     for ports in published.values():
         assert all(port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:") for port in ports)
 
@@ -109,8 +113,8 @@ def test_every_setting_used_exists(path: str) -> None:
     assert used <= known
 
 
-def test_web_files_and_flower_images_have_no_torch() -> None:
-    for name in ("web", "files", "flower"):
+def test_images_beside_the_workers_have_no_torch() -> None:
+    for name in ("web", "files", "wyoming", "flower"):
         build = SERVICES[name]["build"]
         assert build["dockerfile"] == "docker/Dockerfile.web"
         packages = packages_of(build.get("args", {}).get("EXTRA", "web"))
@@ -141,7 +145,7 @@ def test_images_do_not_run_as_root(dockerfile: str) -> None:
     assert users == ["supertonic"]
 
 
-@pytest.mark.parametrize("name", ["worker", "files", "web"])
+@pytest.mark.parametrize("name", ["worker", "files", "web", "wyoming"])
 def test_containers_run_what_the_procfile_runs(name: str) -> None:
     def without_node_name(command: str) -> str:
         return re.sub(r" -n \S+", "", command.removeprefix("exec "))

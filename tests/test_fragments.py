@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.errors import Problem
 from app.fragments import JOINED_CHARS, Fragments
-from app.schemas import BeginBody
+from app.schemas import BeginBody, WishBody
+from app.turns import MAX_WISHES, Turns
 from supertonic.chunking import sentences_end
 from tasks.settings import Settings
 from tests.stack import Stack
@@ -89,8 +91,25 @@ def test_what_cannot_be_spoken_is_left_out() -> None:
 def test_a_sentence_without_an_end_is_refused_and_what_was_there_is_kept() -> None:
     fragments = Fragments(BeginBody(language="en"), Settings(max_text_chars=100))
     fragments.add("a" * 60)
-    with pytest.raises(Problem, match="without the end of a sentence"):
-        fragments.add("b" * 60)
+    for _ in range(3):
+        with pytest.raises(Problem, match="without the end of a sentence"):
+            fragments.add("b" * 60)
+    assert spoken(fragments, ["c"]) == ["a" * 60 + "c"]
+
+
+def test_a_text_that_finds_no_room_can_be_sent_again() -> None:
+    turns = Turns[None](threading.Condition())
+    for _ in range(MAX_WISHES):
+        turns.add(WishBody(text="Before it.", language="en"))
+    fragments = begun()
+    fragments.add("One. ")
+    for _ in range(3):
+        wish = fragments.add("Two. Three")
+        assert wish is not None
+        with pytest.raises(Problem, match="send more when some are done"):
+            turns.add_sentences(fragments, wish)
+    turns.drop()
+    assert spoken(fragments, ["Two. Three"]) == ["One. Two.", "Three"]
 
 
 # -- over a WebSocket ------------------------------------------------------------------------
@@ -177,9 +196,10 @@ def test_mistakes_are_told_and_disturb_nothing(server: Stack) -> None:
         for kind in ("text", "flush", "end"):
             send(ws, kind, text="Hi.")
             assert "send a begin first" in heard(ws, "error")[-1]["detail"]
-        send(ws, "begin", speed=9, id="wrong")
-        told = heard(ws, "error")[-1]
-        assert (told["status"], told["id"]) == (422, "wrong")
+        for wrong in ({"speed": 9}, {"language": "de"}):
+            send(ws, "begin", id="wrong", **wrong)
+            told = heard(ws, "error")[-1]
+            assert (told["status"], told["id"]) == (422, "wrong")
         send(ws, "begin", id="right")
         for kind, fields, status in (
             ("begin", {}, 409),

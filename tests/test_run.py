@@ -1,6 +1,7 @@
 """`python -m app.run` as a person meets it: it starts, heals, complains and stops, all for real."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -87,7 +88,8 @@ def ended(started: Launch) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    started = launch(tmp_path_factory.mktemp("service"), free_port())
+    wyoming = {"SUPERTONIC_WYOMING_HOST": "127.0.0.1", "SUPERTONIC_WYOMING_PORT": str(free_port())}
+    started = launch(tmp_path_factory.mktemp("service"), free_port(), **wyoming)
     try:
         wait_for(started.is_ready, START_LIMIT_S)
         yield started
@@ -107,7 +109,26 @@ def test_the_log_of_every_process_is_shown_under_its_name(service: Launch) -> No
     shown = {
         line.split(" | ")[0].strip() for line in service.output().splitlines() if " | " in line
     }
-    assert shown == {"redis", "worker", "files", "web"}
+    assert shown == {"redis", "worker", "files", "web", "wyoming"}
+
+
+def test_home_assistant_is_answered_where_it_was_asked_for(service: Launch) -> None:
+    environ = Path(f"/proc/{service.pid_of('wyoming')}/environ").read_text()
+    port = int(re.search(r"SUPERTONIC_WYOMING_PORT=(\d+)", environ)[1])
+    assert f"For Home Assistant: tcp://127.0.0.1:{port}" in service.output()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(b'{"type": "ping"}\n')
+        assert b"pong" in sock.recv(100)
+
+
+def test_a_port_for_home_assistant_that_is_in_use_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        wyoming = {"SUPERTONIC_WYOMING_HOST": "127.0.0.1", "SUPERTONIC_WYOMING_PORT": port}
+        status, last_line = ended(launch(tmp_path, free_port(), **wyoming))
+    assert status == 1
+    assert last_line.startswith(f"Stopped: cannot listen on 127.0.0.1:{port} (Address ")
+    assert "SUPERTONIC_WYOMING_PORT" in last_line
 
 
 def test_redis_is_reached_by_nobody_else(service: Launch) -> None:
