@@ -13,9 +13,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.errors import Problem, shorten
 from app.slow import READING
+from supertonic.errors import LexiconError
+from supertonic.lexicon import MAX_SPOKEN_CHARS, MAX_WRITTEN_CHARS, check_entry
 from supertonic.text import LANGUAGES
 from tasks.settings import Settings, SettingsError
 
@@ -25,6 +28,7 @@ V1_SPEED = (0.25, 4.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
+MAX_ENTRIES = 500  # of a request's lexicon
 MAX_NAME = 100  # of a text on a WebSocket
 # A chunk, and samples of the one after it: 3, or 3+24576.
 EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
@@ -45,6 +49,30 @@ Pause = Annotated[float, Field(strict=True, ge=PAUSE_S[0], le=PAUSE_S[1])]
 Seed = Annotated[int, Field(strict=True, ge=SEED[0], le=SEED[1]), BeforeValidator(_whole)]
 ChunkChars = Annotated[
     int, Field(strict=True, ge=CHUNK_CHARS[0], le=CHUNK_CHARS[1]), BeforeValidator(_whole)
+]
+
+
+def _entries(value: object) -> object:
+    """Of a lexicon, one mistake is told: there may be hundreds."""
+    try:
+        if isinstance(value, dict):
+            if len(value) > MAX_ENTRIES:
+                raise LexiconError(f"it has {len(value)} entries")
+            for written, spoken in value.items():
+                check_entry(written, spoken)
+    except LexiconError as error:
+        raise PydanticCustomError(LEXICON, "{reason}", {"reason": str(error)}) from None
+    return value
+
+
+LEXICON = "lexicon"
+Lexicon = Annotated[
+    dict[
+        Annotated[str, Field(max_length=MAX_WRITTEN_CHARS, pattern=r"\S")],
+        Annotated[str, Field(max_length=MAX_SPOKEN_CHARS, pattern=r"\S")],
+    ],
+    Field(strict=True, max_length=MAX_ENTRIES),
+    BeforeValidator(_entries),
 ]
 
 
@@ -92,6 +120,7 @@ class Manner(Body):
     pause_s: Pause = 0.3
     paragraph_pause_s: Pause | None = None
     end_pause_s: Pause = 0.0
+    lexicon: Lexicon = {}
 
 
 class SpeechBody(Manner, Text):
@@ -153,6 +182,7 @@ class V1Body(Body):
     steps: Steps | None = None
     seed: Seed | None = None
     pause_s: Pause = 0.3
+    lexicon: Lexicon = {}
     sample_rate: Literal[16000, 22050, 24000, 44100, 48000] | None = None
 
     @model_validator(mode="before")
@@ -224,7 +254,7 @@ def parse_json(data: bytes | str) -> Any:
         Problem: 400 for what is not JSON, or holds a name twice, or is nested too deeply to read.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         # UnicodeDecodeError is a ValueError too.
         raise Problem(400, f"The body is not valid JSON: {error}.") from None
@@ -234,7 +264,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of two equal names, readers differ in which counts; a proxy may have checked the other."""
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -278,6 +308,8 @@ ALLOWED = {
     "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
     "paragraph_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}, or null",
     "end_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    LEXICON: f"an object of at most {MAX_ENTRIES} words or phrases to how they are read, such as "
+    '{"SQL": "sequel"}',
     "id": f"a string of at most {MAX_NAME} characters",
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
     "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
@@ -305,4 +337,6 @@ def _allowed(schema: type[Body], field: str, error: Any) -> str:
         return f"is required: {allowed[field]}"
     if field not in schema.model_fields:
         return f"is not a known field; known are {', '.join(schema.model_fields)}"
+    if error["type"] == LEXICON:
+        return f"must be {allowed[field]}; {error['msg']}"
     return f"must be {allowed[field]}" if field in allowed else str(error["msg"])

@@ -194,7 +194,9 @@ class _Conversation:
             if self.fragments is not None:
                 raise Problem(409, "Another text has begun; send its end first.")
             self.visitor.check_text()
-            self.fragments = Fragments(validate(BeginBody, data), self.speech.settings)
+            body = validate(BeginBody, data)
+            lexicon = self.speech.lexicons.of(body)
+            self.fragments = Fragments(body, self.speech.settings, lexicon)
             return
         if self.fragments is None:
             raise Problem(409, "No text has begun; send a begin first.")
@@ -343,7 +345,8 @@ class _Conversation:
 def _characters(wish: WishBody | Fragments | None) -> int:
     if not isinstance(wish, WishBody):
         return 0
-    return len(wish.text) + len(wish.voice) + len(wish.language)
+    lexicon = sum(len(written) + len(spoken) for written, spoken in wish.lexicon.items())
+    return len(wish.text) + len(wish.voice) + len(wish.language) + lexicon
 
 
 def _named(about: Any) -> dict[str, str]:

@@ -71,7 +71,7 @@ class JobFiles:
             self._write(job, pieces)
 
     def _write(self, job: Job, pieces: Sequence[Piece]) -> None:
-        record = asdict(job) | {"pieces": [[piece.text, piece.pause_s] for piece in pieces]}
+        record = asdict(job) | {"pieces": [piece.to_row() for piece in pieces]}
         data = json.dumps(record, ensure_ascii=False).encode()
         write_whole(self.folder(job.job_id) / "job.json", data)
 
@@ -82,7 +82,7 @@ class JobFiles:
         except FileNotFoundError:
             return None
         record: dict[str, Any] = json.loads(text)
-        pieces = [Piece(text, pause_s) for text, pause_s in record.pop("pieces")]
+        pieces = [Piece(*row) for row in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
         record["request"] = SpeechRequest(**record["request"])

@@ -68,10 +68,24 @@ class SpeechRequest:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One chunk of a job's text and the seconds of silence that follow it."""
+    """One chunk of a job's text and the seconds of silence that follow it.
+
+    ``text`` is as written; ``read_as`` is what the model reads in its place, empty where that is
+    the text itself.
+    """
 
     text: str
     pause_s: float
+    read_as: str = ""
+
+    @property
+    def spoken(self) -> str:
+        return self.read_as or self.text
+
+    def to_row(self) -> list[str | float]:
+        """As it is stored; ``Piece(*row)`` is the piece again."""
+        row: list[str | float] = [self.text, self.pause_s]
+        return [*row, self.read_as] if self.read_as else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +204,8 @@ class Job:
 
 
 def pieces_to_json(pieces: list[Piece]) -> str:
-    return json.dumps([[piece.text, piece.pause_s] for piece in pieces], ensure_ascii=False)
+    return json.dumps([piece.to_row() for piece in pieces], ensure_ascii=False)
 
 
 def pieces_from_json(text: str) -> list[Piece]:
-    return [Piece(text, pause_s) for text, pause_s in json.loads(text)]
+    return [Piece(*row) for row in json.loads(text)]
