@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -67,12 +68,22 @@ def _entries(value: object) -> object:
 
 LEXICON = "lexicon"
 Lexicon = Annotated[
-    dict[
-        Annotated[str, Field(max_length=MAX_WRITTEN_CHARS, pattern=r"\S")],
-        Annotated[str, Field(max_length=MAX_SPOKEN_CHARS, pattern=r"\S")],
-    ],
-    Field(strict=True, max_length=MAX_ENTRIES),
+    dict[str, str],
+    Field(strict=True),
     BeforeValidator(_entries),
+    # Of a key's limits pydantic would say nothing.
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_ENTRIES,
+            "propertyNames": {"maxLength": MAX_WRITTEN_CHARS, "pattern": r"\S"},
+            "additionalProperties": {
+                "type": "string",
+                "maxLength": MAX_SPOKEN_CHARS,
+                "pattern": r"\S",
+            },
+        }
+    ),
 ]
 
 
