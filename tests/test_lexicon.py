@@ -332,6 +332,10 @@ def test_a_websocket_takes_it_with_a_text_or_with_its_beginning(server: Stack) -
             lengths.append([chunk["n_samples"] for chunk in told if chunk["type"] == "chunk"])
             assert texts_in(told) == ("I like SQL. Yes" if lexicon else "I like sequel. Yes")
         assert lengths[0] == lengths[1]
+        send(ws, "begin", lexicon={"★": "star"})
+        send(ws, "text", text="★")
+        send(ws, "end")
+        assert heard(ws, "ended")[-1]["texts"] == 1
         ws.send(say("Hi.", lexicon={"a": 1}))
         assert until_ending(ws)[-1]["errors"][0]["field"] == "lexicon"
 
