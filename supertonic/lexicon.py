@@ -8,7 +8,8 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from supertonic.errors import LexiconError
 from supertonic.pauses import MARK
@@ -28,7 +29,7 @@ _PARTICLES = re.compile(
     "|이며|이지만|예요|이에요|였다|이었다|였습니다|이었습니다){1,3}(?![가-힣])"
 )
 # "Don" is no word of "Don't", other than of "Don's".
-_NEGATION = re.compile(r"['’]t(?![^\W_])", re.IGNORECASE)
+_NO_NEGATION = re.compile(r"(?!'t(?![^\W_]))", re.IGNORECASE)
 _PAUSE_MARK = re.compile(MARK, re.IGNORECASE)
 
 
@@ -62,30 +63,32 @@ class Reading:
         return written_end + max(0, offset - end)
 
 
+@dataclass(slots=True)
+class _Node:
+    """What may come behind some words, and how these are read: by their spelling, or in any case
+    under "".
+    """
+
+    then: dict[str, "_Node"] = field(default_factory=dict)
+    spoken: dict[str, str] = field(default_factory=dict)
+
+
 class Entries:
-    """One list of entries, by the words they are made of.
+    """One list of entries, as a tree of their words.
 
     Raises LexiconError, naming the entry that cannot be used.
     """
 
     def __init__(self, entries: Mapping[str, str]) -> None:
-        self.exact: dict[tuple[str, ...], str] = {}
-        self.any_case: dict[tuple[str, ...], str] = {}
-        lengths: dict[str, set[int]] = {}
+        self.root = _Node()
         for written, spoken in entries.items():
             check_entry(written, spoken)
-            tokens, folded = _tokens(_plain(written))
-            if any(character.isupper() for character in written):
-                self.exact[tokens] = _plain(spoken)
-            else:
-                self.any_case[folded] = _plain(spoken)
-            lengths.setdefault(folded[0], set()).add(len(tokens))
-        # By the first word of a phrase, in how many words it may end; the longest first.
-        self.lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-
-    def find(self, tokens: tuple[str, ...], folded: tuple[str, ...]) -> str | None:
-        """How exactly these words are read together."""
-        return self.exact.get(tokens) or self.any_case.get(folded)
+            spelling = _straight(_plain(written))
+            node = self.root
+            for token in _TOKEN.findall(spelling):
+                node = node.then.setdefault(token.casefold(), _Node())
+            has_case = any(character.isupper() for character in written)
+            node.spoken[spelling if has_case else ""] = _plain(spoken)
 
 
 class Lexicon:
@@ -103,62 +106,75 @@ class Lexicon:
     def read(self, text: str) -> Reading:
         """``text``: its words are one space apart, as they are in both sides of what comes back."""
         written = unicodedata.normalize("NFC", text)
-        tokens, folded = _tokens(written)
+        tokens = _Tokens(_straight(written))
         parts: list[str] = []
         replaced: list[tuple[int, int, int, int]] = []
-        index = done = length = start = 0  # done: so much is written out; length: of what was
-        while index < len(tokens):
-            found = self._longest(tokens, folded, index, written, start)
+        done = length = 0  # so much is read, and has become so much
+        index = 0
+        while index < len(tokens.folded):
+            found = self._longest(tokens, index)
             if found is None:
-                start += len(tokens[index])
                 index += 1
                 continue
             count, spoken = found
-            end = start + sum(map(len, tokens[index : index + count]))
+            start, end = tokens.starts[index], tokens.starts[index + count]
             parts += (written[done:start], spoken)
             length += start - done
             replaced.append((length, length + len(spoken), start, end))
             length += len(spoken)
-            index, start, done = index + count, end, end
+            index, done = index + count, end
         if not replaced:
             return Reading(text, text)
         parts.append(written[done:])
         return Reading(written, "".join(parts), tuple(replaced))
 
-    def _longest(
-        self, tokens: tuple[str, ...], folded: tuple[str, ...], index: int, text: str, start: int
-    ) -> tuple[int, str] | None:
+    def _longest(self, tokens: "_Tokens", index: int) -> tuple[int, str] | None:
         """The longest phrase that begins with this token: how many it has, and how it is read."""
         best: tuple[int, str] | None = None
+        if tokens.is_inside_hangul(index):
+            return None
         for layer in self.layers:
-            for count in layer.lengths.get(folded[index], ()):
-                if best is not None and count <= best[0]:
-                    break
-                part = slice(index, index + count)
-                spoken = layer.find(tokens[part], folded[part])
-                if spoken and _is_whole(text, start, start + sum(map(len, tokens[part]))):
-                    best = count, spoken
-                    break
+            node, end = layer.root, index
+            while end < len(tokens.folded) and (then := node.then.get(tokens.folded[end])):
+                node, end = then, end + 1
+                if node.spoken and (best is None or end - index > best[0]):
+                    spoken = node.spoken.get(tokens.between(index, end)) or node.spoken.get("")
+                    if spoken and tokens.is_end(end):
+                        best = end - index, spoken
         return best
 
 
-def _tokens(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words and signs of a text, as they are and for comparing in any case."""
-    tokens = tuple(_TOKEN.findall(text.replace("’", "'")))
-    return tokens, tuple(token.casefold() for token in tokens)
+class _Tokens:
+    """The words and signs of a text: how they compare in any case, and where each begins."""
 
+    def __init__(self, text: str) -> None:
+        self.text = text
+        found = _TOKEN.findall(text)
+        self.folded = [token.casefold() for token in found]
+        self.starts = list(accumulate(map(len, found), initial=0))
 
-def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on at either side, but a Korean one with particles."""
-    if start and _is_hangul(text[start - 1]) and _is_hangul(text[start]):
-        return False
-    if end < len(text) and _is_hangul(text[end - 1]) and _is_hangul(text[end]):
-        return _PARTICLES.match(text, end) is not None
-    return _NEGATION.match(text, end) is None
+    def between(self, first: int, end: int) -> str:
+        return self.text[self.starts[first] : self.starts[end]]
+
+    def is_inside_hangul(self, index: int) -> bool:
+        """Whether a Korean word has begun before this token and goes on."""
+        start = self.starts[index]
+        return 0 < start < len(self.text) and (
+            _is_hangul(self.text[start - 1]) and _is_hangul(self.text[start])
+        )
+
+    def is_end(self, index: int) -> bool:
+        """Whether a word ends before this token, or a Korean one but for its particles."""
+        pattern = _PARTICLES if self.is_inside_hangul(index) else _NO_NEGATION
+        return pattern.match(self.text, self.starts[index]) is not None
 
 
 def _is_hangul(character: str) -> bool:
     return "가" <= character <= "힣"
+
+
+def _straight(text: str) -> str:
+    return text.replace("’", "'")
 
 
 def _plain(text: str) -> str:
