@@ -224,9 +224,10 @@ def of_file(path: Path, text: str) -> Lexicons:
 
 
 def test_a_request_comes_before_the_server_and_a_language_before_all(tmp_path: Path) -> None:
-    words = {"SQL": "sequel", "URL": "earl", "RPC": "R P C", "fr": "F R", "fr ": {}}
-    words = words | {"ko": {"SQL": "시퀄"}, "es": {"URL": "u erre ele"}}
-    del words["fr "]
+    words = {
+        **{"SQL": "sequel", "URL": "earl", "RPC": "R P C", "fr": "F R"},
+        **{"ko": {"SQL": "시퀄"}, "es": {"URL": "u erre ele"}},
+    }
     lexicons = of_file(tmp_path / "words.json", "\ufeff" + json.dumps(words))
 
     def heard_in(language: str, **lexicon: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import Problem
 from app.fragments import Fragments
-from app.schemas import BeginBody, LongBody, SpeechBody, V1Body
+from app.schemas import BeginBody, LongBody, SpeechBody
 from app.submit import read, split, warnings
 from supertonic.lexicon import Entries, Lexicon
 from supertonic.text import read_text, split_text
@@ -106,7 +106,7 @@ def test_a_word_in_brackets_is_no_reason_to_warn() -> None:
 
 
 def test_ssml_is_told_what_there_is_instead() -> None:
-    (warning,) = told(' <speak version="1.0">Hi <break time="1s"/> there.</speak>'.replace("=", ""))
+    (warning,) = told("\n<speak>Hi <break/> there.</speak>")
     assert "SSML is read as plain text" in warning and "[pause 1s]" in warning
     assert told("They <speak> softly.") == ()
 
@@ -250,7 +250,6 @@ def test_v1_has_pauses(server: Stack) -> None:
     odd = "[pause 1s] Hi [pause å]."
     answer = server.post("/v1/audio/speech", {"input": odd, "voice": "M1"})
     assert "before the first word" in answer.headers["X-Warnings"]
-    assert V1Body(input="a", language="en").lexicon == {}
 
 
 def test_fragments_over_a_websocket_have_pauses(server: Stack) -> None:
