@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from supertonic.text import is_speakable
+from supertonic.text import is_speakable, read_text
 
 MAX_TITLE_CHARS = 200
 # Of what comes before the first title, where the book has none either.
@@ -18,19 +18,26 @@ class ChapterText:
     text: str
 
 
-def cut_chapters(text: str, book: str = "") -> Iterator[ChapterText]:
+def cut_chapters(text: str, book: str = "") -> list[ChapterText]:
     """The chapters of a text, in order. What comes before the first title is a chapter named as
     the book is, if there is anything to speak in it.
     """
+    chapters: list[ChapterText] = []
     title, lines = "", list[str]()
     for line in text.removeprefix("\ufeff").split("\n"):
         found = title_of(line)
         if not found:
             lines.append(line)
             continue
-        yield from _chapter(title, lines, book)
+        chapters += _chapter(title, lines, book)
         title, lines = found, []
-    yield from _chapter(title, lines, book)
+    chapters += _chapter(title, lines, book)
+    return chapters
+
+
+def has_titles(text: str) -> bool:
+    """Whether any line of it begins a chapter."""
+    return any(title_of(line) for line in text.split("\n"))
 
 
 def _chapter(title: str, lines: list[str], book: str) -> Iterator[ChapterText]:
@@ -38,7 +45,7 @@ def _chapter(title: str, lines: list[str], book: str) -> Iterator[ChapterText]:
     if title:
         # The empty line makes it a paragraph of its own.
         yield ChapterText(_short(title), f"{title}\n\n{text}")
-    elif is_speakable(text):
+    elif is_speakable(_without_marks(text)):
         yield ChapterText(_short(book) or FIRST, text)
 
 
@@ -53,8 +60,14 @@ def title_of(line: str) -> str:
     if bare[-1:].isspace():
         title = bare
     title = " ".join(title.split())
-    return title if is_speakable(title) else ""
+    return title if is_speakable(_without_marks(title)) else ""
+
+
+def _without_marks(text: str) -> str:
+    """Pause marks are heard, not shown."""
+    return " ".join(paragraph.reading.written for paragraph in read_text(text))
 
 
 def _short(title: str) -> str:
+    title = _without_marks(title)
     return title if len(title) <= MAX_TITLE_CHARS else title[: MAX_TITLE_CHARS - 1] + "…"

@@ -14,6 +14,7 @@ from pathlib import Path
 from redis.connection import parse_url
 
 from app.keys import Keyring
+from app.lexicons import Lexicons
 from app.limits import parse_rules
 from app.origins import Origins
 from app.schemas import check_language
@@ -42,6 +43,7 @@ def check_settings(settings: Settings) -> None:
     parse_rules(settings.rate_limit)
     Webhooks(settings)
     check_language(settings)
+    Lexicons(settings)
     check_logging(settings)
 
 

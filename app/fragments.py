@@ -8,26 +8,30 @@ from typing import Any
 
 from app.errors import Problem, field_problem
 from app.schemas import BeginBody, WishBody
-from app.submit import split
+from app.submit import read, split
 from supertonic.chunking import sentences_end
+from supertonic.lexicon import Lexicon
+from supertonic.pauses import last_end, without_last
 from supertonic.text import LANGUAGES
 from tasks.settings import Settings
 
 # What waits is joined up to this length: sentences that are spoken together sound better.
 JOINED_CHARS = 1000
 _PARAGRAPH = re.compile(r"\n\s*\n")
+_SPACE = re.compile(r"\s+")
 
 
 class Fragments:
     """One text of which more is on its way."""
 
-    def __init__(self, body: BeginBody, settings: Settings) -> None:
+    def __init__(self, body: BeginBody, settings: Settings, lexicon: Lexicon | None = None) -> None:
         """Raises Problem: 422 for a language in which nobody knows what a sentence is."""
         if body.language not in LANGUAGES:
             detail = f"must be one of {', '.join(LANGUAGES)}"
             raise field_problem("language", body.language, detail)
         self.body = body
         self.settings = settings
+        self.lexicon = lexicon
         self.n_texts = 0
         self.last: WishBody | None = None  # that went on
         self._rest = self._rest_before = ""
@@ -38,17 +42,20 @@ class Fragments:
         Raises:
             Problem: 422 for a sentence without an end; nothing of this text is kept then.
         """
-        *whole, last = _PARAGRAPH.split(self._rest + text)
-        plain = " ".join(last.split())
-        end = sentences_end(plain)
+        begun = self._rest + text
+        # Pauses, also such as are not whole yet, are for what is before them.
+        known = without_last(begun)
+        end = max(last_end(known), *(match.end() for match in _PARAGRAPH.finditer(known)), 0)
+        whole, last = known[:end].strip(), " ".join(known[end:].split())
+        end = sentences_end(last)
         if end:
-            whole.append(plain[:end])
-            last = plain[end:].lstrip() + (" " if last[-1:].isspace() else "")
-        if len(last) > self.settings.max_text_chars:
+            whole, last = f"{whole}\n\n{last[:end]}".lstrip(), last[end:].lstrip()
+        rest = last + _SPACE.sub(_shortest, begun[len(known) :])
+        if len(rest) > self.settings.max_text_chars:
             limit = f"{self.settings.max_text_chars} characters without the end of a sentence"
-            raise field_problem("text", last, f"has more than {limit}; send a flush in between")
-        self._rest_before, self._rest = self._rest, last
-        return self._wish("\n\n".join(whole), self.body.pause_s)
+            raise field_problem("text", rest, f"has more than {limit}; send a flush in between")
+        self._rest_before, self._rest = self._rest, rest
+        return self._wish(whole, self.body.pause_s)
 
     def flush(self, is_end: bool = False) -> WishBody | None:
         """All that is there, whole or not."""
@@ -57,10 +64,13 @@ class Fragments:
         return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
 
     def _wish(self, text: str, end_pause_s: float) -> WishBody | None:
+        if not text or text.isspace():
+            return None
         fields: dict[str, Any] = self.body.model_dump() | {"end_pause_s": end_pause_s}
         wish = WishBody(text=text, **fields)
+        paragraphs = read(wish, self.lexicon, self.settings)
         try:
-            split(wish, self.settings)
+            split(wish, paragraphs, self.settings)
         except Problem:
             # Blanks, or a smiley: nothing that could be spoken, and no mistake.
             return None
@@ -80,3 +90,8 @@ class Fragments:
     def take_back(self) -> None:
         """The last that was whole could not go on: the text that made it so has not come."""
         self._rest = self._rest_before
+
+
+def _shortest(space: re.Match[str]) -> str:
+    """White space that parts as much."""
+    return "\n" * min(2, space[0].count("\n")) or " "

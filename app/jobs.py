@@ -17,9 +17,10 @@ from kombu.exceptions import OperationalError
 from app.admission import keep_wait, limits, refusal
 from app.bell import Bell
 from app.errors import Problem, no_worker
+from app.lexicons import Lexicons
 from app.offer import sample_rate_of
 from app.schemas import SpeechBody
-from app.submit import chapter_warnings, check, check_length, split, warnings
+from app.submit import check, check_length, cut, warnings
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.demand import AdmissionLimits
 from tasks.events import EventStore
@@ -57,6 +58,7 @@ class Speech:
         self.records = records
         self.bell = bell
         self.files = files
+        self.lexicons = Lexicons(settings)
         self.meter = Meter()
         self._workers: tuple[float, list[WorkerRecord]] = (0.0, [])
         self._workers_error: tuple[float, redis.RedisError | None] = (0.0, None)
@@ -142,7 +144,7 @@ class Speech:
             raise no_worker()
         self._check_room()
         check(body, workers, self.settings)
-        pieces = split(body, self.settings)
+        text, pieces = cut(body, self.lexicons.of(body), self.settings)
         check_length(body, pieces, self.settings)
         sample_rate = sample_rate_of(workers)
         request = SpeechRequest(
@@ -168,7 +170,7 @@ class Speech:
             started_at=None,
             finished_at=None,
             error=None,
-            warnings=(*warnings(body.text, body.language), *chapter_warnings(body)),
+            warnings=warnings(body, text),
             owner=owner,
             slices=slices,
             resumable=kind is Kind.LONG or resumable,

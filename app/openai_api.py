@@ -96,6 +96,7 @@ def _submit(body: V1Body) -> tuple[Job, list[Piece]]:
         speed=_speed(body),
         seed=body.seed,
         pause_s=body.pause_s,
+        lexicon=body.lexicon,
     )
     try:
         is_streamed = body.response_format != "flac"

@@ -12,11 +12,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.errors import Problem, shorten
 from app.slow import READING
+from supertonic.errors import LexiconError
+from supertonic.lexicon import MAX_SPOKEN_CHARS, MAX_WRITTEN_CHARS, check_entry
 from supertonic.text import LANGUAGES
 from tasks.settings import Settings, SettingsError
 
@@ -26,6 +30,7 @@ V1_SPEED = (0.25, 4.0)
 PAUSE_S = (0.0, 3.0)
 SEED = (0, 2**32 - 1)
 CHUNK_CHARS = (50, 900)
+MAX_ENTRIES = 500  # of a request's lexicon
 MAX_NAME = 100  # of a text on a WebSocket
 MAX_BOOK_NAME = 200
 # A chunk, and samples of the one after it: 3, or 3+24576.
@@ -57,6 +62,40 @@ def _printable(value: str) -> str:
 
 
 BookName = Annotated[str, Field(strict=True, max_length=MAX_BOOK_NAME), AfterValidator(_printable)]
+
+
+def _entries(value: object) -> object:
+    """Of a lexicon, one mistake is told: there may be hundreds."""
+    try:
+        if isinstance(value, dict):
+            if len(value) > MAX_ENTRIES:
+                raise LexiconError(f"it has {len(value)} entries")
+            for written, spoken in value.items():
+                check_entry(written, spoken)
+    except LexiconError as error:
+        raise PydanticCustomError(LEXICON, "{reason}", {"reason": str(error)}) from None
+    return value
+
+
+LEXICON = "lexicon"
+Lexicon = Annotated[
+    dict[str, str],
+    Field(strict=True),
+    BeforeValidator(_entries),
+    # Of a key's limits pydantic would say nothing.
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_ENTRIES,
+            "propertyNames": {"maxLength": MAX_WRITTEN_CHARS, "pattern": r"\S"},
+            "additionalProperties": {
+                "type": "string",
+                "maxLength": MAX_SPOKEN_CHARS,
+                "pattern": r"\S",
+            },
+        }
+    ),
+]
 
 
 def _code(value: object) -> object:
@@ -103,6 +142,7 @@ class Manner(Body):
     pause_s: Pause = 0.3
     paragraph_pause_s: Pause | None = None
     end_pause_s: Pause = 0.0
+    lexicon: Lexicon = {}
 
 
 class SpeechBody(Manner, Text):
@@ -170,6 +210,7 @@ class V1Body(Body):
     steps: Steps | None = None
     seed: Seed | None = None
     pause_s: Pause = 0.3
+    lexicon: Lexicon = {}
     sample_rate: Literal[16000, 22050, 24000, 44100, 48000] | None = None
 
     @model_validator(mode="before")
@@ -241,7 +282,7 @@ def parse_json(data: bytes | str) -> Any:
         Problem: 400 for what is not JSON, or holds a name twice, or is nested too deeply to read.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        return json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         # UnicodeDecodeError is a ValueError too.
         raise Problem(400, f"The body is not valid JSON: {error}.") from None
@@ -251,7 +292,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of two equal names, readers differ in which counts; a proxy may have checked the other."""
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -295,6 +336,8 @@ ALLOWED = {
     "pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
     "paragraph_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}, or null",
     "end_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
+    LEXICON: f"an object of at most {MAX_ENTRIES} words or phrases to how they are read, such as "
+    '{"SQL": "sequel"}',
     "id": f"a string of at most {MAX_NAME} characters",
     "seed": f"a whole number from {SEED[0]} to {SEED[1]}, or null for a random one",
     "target_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
@@ -326,4 +369,6 @@ def _allowed(schema: type[Body], field: str, error: Any) -> str:
         return f"is required: {allowed[field]}"
     if field not in schema.model_fields:
         return f"is not a known field; known are {', '.join(schema.model_fields)}"
+    if error["type"] == LEXICON:
+        return f"must be {allowed[field]}; {error['msg']}"
     return f"must be {allowed[field]}" if field in allowed else str(error["msg"])

@@ -2,16 +2,26 @@
 and what the speaker should be warned of. Nothing here touches Redis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
-from app.chapters import cut_chapters, title_of
+from app.chapters import cut_chapters, has_titles
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE, Break
 from supertonic.errors import EmptyText, UnknownVoice
-from supertonic.text import estimate_seconds, split_text, unknown_characters
+from supertonic.lexicon import Lexicon
+from supertonic.pauses import MOST_S, malformed
+from supertonic.text import (
+    Paragraph,
+    estimate_seconds,
+    is_speakable,
+    read_text,
+    split_text,
+    unknown_characters,
+)
 from supertonic.voices import shares
 from tasks.messages import Piece
 from tasks.settings import Settings
@@ -46,19 +56,55 @@ def check(body: SpeechBody, workers: Sequence[WorkerRecord], settings: Settings)
         raise field_problem("language", body.language, f"must be one of {', '.join(languages)}")
 
 
-def split(body: SpeechBody, settings: Settings) -> list[Piece]:
+def cut(
+    body: SpeechBody, lexicon: Lexicon | None, settings: Settings
+) -> tuple[list[Paragraph], list[Piece]]:
+    """The text as it is to be spoken, and its chunks, each with the silence that follows it.
+
+    Raises Problem: 422 for a text that is too long then, or has nothing to speak.
+    """
+    if not isinstance(body, LongBody) or not body.chapters:
+        text = read(body, lexicon, settings)
+        return text, split(body, text, settings)
+    # Each chapter by itself, so none shares a chunk with the one before it.
+    chapters = cut_chapters(body.text, body.title)
+    if not chapters:
+        raise field_problem("text", body.text, "holds nothing that can be spoken")
+    text, pieces = [], []
+    for chapter in chapters:
+        end_pause_s = body.end_pause_s if chapter is chapters[-1] else body.chapter_pause_s
+        alone = body.model_copy(update={"text": chapter.text, "end_pause_s": end_pause_s})
+        paragraphs = read(alone, lexicon, settings)
+        first, *others = split(alone, paragraphs, settings)
+        text += paragraphs
+        pieces += [replace(first, chapter=chapter.title), *others]
+    return text, pieces
+
+
+def read(body: SpeechBody, lexicon: Lexicon | None, settings: Settings) -> list[Paragraph]:
+    """The text as it is to be spoken. Raises Problem: 422 where that is too long."""
+    paragraphs = read_text(body.text, lexicon)
+    if lexicon is not None:
+        # What replaces a word may be many times its length.
+        length = sum(len(paragraph.reading.spoken) for paragraph in paragraphs)
+        if length > settings.max_text_chars:
+            limit = f"at most {settings.max_text_chars} are allowed"
+            detail = f"has {length} characters as the lexicon has it read; {limit}"
+            raise field_problem("text", body.text, detail)
+    return paragraphs
+
+
+def split(body: SpeechBody, text: Sequence[Paragraph], settings: Settings) -> list[Piece]:
     """The text in chunks, each with the silence that follows it.
 
     Raises Problem: 422 for a text with nothing to speak.
     """
-    if isinstance(body, LongBody) and body.chapters:
-        return _split_chapters(body, settings)
     longest = int(CHARS_AT_SPEED_1 * body.speed)
     try:
         if isinstance(body, LongBody):
             target = min(body.target_chunk_chars, longest)
             chunks = split_text(
-                body.text,
+                text,
                 body.language,
                 first_chars=target,
                 target_chars=target,
@@ -68,28 +114,14 @@ def split(body: SpeechBody, settings: Settings) -> list[Piece]:
             first = settings.first_chunk_chars
             if body.language == "ko":
                 first = max(8, first * 2 // 5)
-            chunks = split_text(body.text, body.language, first_chars=first)
+            chunks = split_text(text, body.language, first_chars=first)
     except EmptyText as error:
         raise field_problem("text", body.text, str(error)) from None
     pauses = {ends_at: round(share * body.pause_s, 4) for ends_at, share in PAUSE_SHARE.items()}
     if body.paragraph_pause_s is not None:
         pauses[Break.PARAGRAPH] = body.paragraph_pause_s
-    pieces = [Piece(chunk.text, pauses[chunk.ends_at]) for chunk in chunks]
-    pieces[-1] = replace(pieces[-1], pause_s=body.end_pause_s)
-    return pieces
-
-
-def _split_chapters(body: LongBody, settings: Settings) -> list[Piece]:
-    """Each chapter by itself, so none shares a chunk with the one before it."""
-    pieces: list[Piece] = []
-    for chapter in cut_chapters(body.text, body.title):
-        alone = {"text": chapter.text, "chapters": False, "end_pause_s": body.chapter_pause_s}
-        first, *others = split(body.model_copy(update=alone), settings)
-        pieces += [replace(first, chapter=chapter.title), *others]
-    if not pieces:
-        raise field_problem("text", body.text, "holds nothing that can be spoken")
-    pieces[-1] = replace(pieces[-1], pause_s=body.end_pause_s)
-    return pieces
+    pauses[Break.END] = body.end_pause_s
+    return [Piece(chunk.text, chunk.silence_s(pauses), chunk.read_as) for chunk in chunks]
 
 
 def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:
@@ -98,7 +130,8 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
         detail = f"makes {len(pieces)} chunks; at most {MAX_CHUNKS} are allowed, so join lines"
         raise field_problem("text", body.text, detail)
     seconds = sum(
-        estimate_seconds(piece.text, body.language, body.speed) + piece.pause_s for piece in pieces
+        estimate_seconds(piece.spoken, body.language, body.speed) + piece.pause_s
+        for piece in pieces
     )
     limit = settings.max_audio_s
     if seconds > limit:
@@ -106,26 +139,39 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
         raise field_problem("text", body.text, detail)
 
 
-def chapter_warnings(body: SpeechBody) -> tuple[str, ...]:
-    """What the speaker should know about chapters that were asked for."""
-    if not isinstance(body, LongBody) or not body.chapters:
-        return ()
-    if any(title_of(line) for line in body.text.split("\n")):
-        return ()
-    return ("The text has no chapters: no line begins with # and a title",)
-
-
-def warnings(text: str, language: str) -> tuple[str, ...]:
+def warnings(body: SpeechBody, text: Sequence[Paragraph]) -> tuple[str, ...]:
     """What the speaker should know about a text that is accepted all the same."""
-    found = []
-    if language != "ko" and any("가" <= char <= "힣" for char in set(text)):
-        found.append(f"The text holds Hangul, but its language is {language}; Korean is ko")
-    unknown = unknown_characters(text)
+    spoken = "\n".join(paragraph.reading.spoken for paragraph in text)
+    found = [*_hangul(spoken, body.language), *_unknown(spoken), *_pauses(body.text, text)]
+    if body.text[:100].lstrip().lower().startswith("<speak"):
+        found.append("SSML is read as plain text; there are [pause 1s] in the text and lexicon")
+    if isinstance(body, LongBody) and body.chapters and not has_titles(body.text):
+        found.append("The text has no chapters: no line begins with # and a title")
+    return tuple(found)
+
+
+def _hangul(spoken: str, language: str) -> Iterator[str]:
+    if language != "ko" and any("가" <= char <= "힣" for char in set(spoken)):
+        yield f"The text holds Hangul, but its language is {language}; Korean is ko"
+
+
+def _unknown(spoken: str) -> Iterator[str]:
+    unknown = unknown_characters(spoken)
     if not unknown:
-        return tuple(found)
+        return
     # Invisible ones by their number: nobody could see which is meant, and headers refuse them.
     unknown = [char if char.isprintable() else f"U+{ord(char[0]):04X}" for char in unknown]
     # One letter may bear thousands of accents.
     shown = " ".join(letter[:8] for letter in unknown[:20]) + (" …" if len(unknown) > 20 else "")
-    found.append(f"The model does not know these characters and cannot pronounce them: {shown}")
-    return tuple(found)
+    yield f"The model does not know these characters and cannot pronounce them: {shown}"
+
+
+def _pauses(written: str, text: Sequence[Paragraph]) -> Iterator[str]:
+    """Of marks that do something else than they say."""
+    silent = takewhile(lambda paragraph: not is_speakable(paragraph.reading.spoken), text)
+    if any(paragraph.pause_s for paragraph in silent):
+        yield "A pause before the first word is left out"
+    if any((paragraph.pause_s or 0) > MOST_S for paragraph in text):
+        yield f"A pause of more than {MOST_S:g} s in one place is {MOST_S:g} s"
+    if wrong := malformed(written):
+        yield f"{wrong[0]} is no pause but text; a pause is [pause 1.5s] or [pause 500ms]"

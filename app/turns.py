@@ -94,4 +94,5 @@ class Turns(Generic[Mark]):
 
 
 def _characters(wish: WishBody) -> int:
-    return len(wish.text) + len(wish.voice) + len(wish.language)
+    lexicon = sum(len(written) + len(spoken) for written, spoken in wish.lexicon.items())
+    return len(wish.text) + len(wish.voice) + len(wish.language) + lexicon

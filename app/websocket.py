@@ -185,7 +185,9 @@ class _Conversation:
             if self.fragments is not None:
                 raise Problem(409, "Another text has begun; send its end first.")
             self.visitor.check_text()
-            self.fragments = Fragments(validate(BeginBody, data), self.speech.settings)
+            body = validate(BeginBody, data)
+            lexicon = self.speech.lexicons.of(body)
+            self.fragments = Fragments(body, self.speech.settings, lexicon)
             return
         if self.fragments is None:
             raise Problem(409, "No text has begun; send a begin first.")

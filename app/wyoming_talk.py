@@ -151,7 +151,8 @@ class Conversation:
         self._fragments = Fragments(BeginBody(language=settings.language), settings)
         self.limit.count(self._address)
         body = validate(BeginBody, manner(data, self.speech) | {"id": next(self._names)})
-        self._fragments, self._is_refused = Fragments(body, settings), False
+        lexicon = self.speech.lexicons.of(body)
+        self._fragments, self._is_refused = Fragments(body, settings, lexicon), False
 
     def _go_on(self, data: dict[str, Any]) -> None:
         if self._fragments is None:

@@ -90,10 +90,11 @@ def run_say(arguments: argparse.Namespace) -> int:
     for first in range(0, len(utterances), CHUNKS_PER_BATCH):
         audios += engine.synthesize(utterances[first : first + CHUNKS_PER_BATCH])
     seconds = time.perf_counter() - started
+    usual = {ends_at: share * arguments.pause for ends_at, share in PAUSE_SHARE.items()}
     blocks: list[bytes] = []
     for chunk, audio in zip(chunks, audios, strict=True):
         blocks.append(to_pcm16(audio.samples))
-        blocks.append(silence(PAUSE_SHARE[chunk.ends_at] * arguments.pause, audio.sample_rate))
+        blocks.append(silence(chunk.silence_s(usual), audio.sample_rate))
     n_samples = sum(map(len, blocks)) // 2
     write_wav(arguments.out, blocks, engine.sample_rate, n_samples)
     audio_s = n_samples / engine.sample_rate
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         reader.add_argument("--device", default=_setting("DEVICE", "auto"))
         reader.add_argument("--precision", default=_setting("PRECISION", "auto"))
 
-    say.add_argument("text")
+    say.add_argument("text", help="what to say; [pause 1.5s] in it is a silence")
     say.add_argument("--voice", default="F1")
     say.add_argument("--language", default="en")
     say.add_argument("--steps", type=_between(1, 50, int), default=2)

@@ -5,6 +5,7 @@ SupertonicError
 │   └── EmptyText        nothing is left to say after normalisation
 ├── UnknownLanguage
 ├── UnknownVoice
+├── LexiconError         an entry of a lexicon cannot be used
 ├── ConfigError          a model's config.json is incomplete or contradicts itself
 ├── WeightsError         a weights file is missing, damaged or belongs to another model
 ├── VoiceError           a voice style file is missing, damaged or misshapen
@@ -30,6 +31,10 @@ class UnknownLanguage(SupertonicError):
 
 class UnknownVoice(SupertonicError):
     """No style with that name is loaded, or a mixture of voices cannot be read."""
+
+
+class LexiconError(SupertonicError):
+    """An entry of a lexicon cannot be used."""
 
 
 class ConfigError(SupertonicError):

@@ -8,12 +8,14 @@ Standard library only, so the web can use it without the model.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from supertonic.chunking import Break, Size, cut_paragraph
 from supertonic.errors import EmptyText, UnknownLanguage
+from supertonic.lexicon import Lexicon, Reading
+from supertonic.pauses import MARK, MOST_S, seconds
 
 __all__ = [
     "LANGUAGES",
@@ -21,12 +23,15 @@ __all__ = [
     "MAX_IDS",
     "VOCABULARY",
     "Break",
+    "Paragraph",
     "TextChunk",
     "check_language",
     "count_ids",
     "encode",
     "estimate_seconds",
+    "is_speakable",
     "normalize",
+    "read_text",
     "split_text",
     "unknown_characters",
 ]
@@ -94,8 +99,8 @@ _ENDS_TEXT = tuple(".!?;:,'\")]}…。」』】〉》›»")
 _LANGUAGE_TAGS = "<{language}>{text}</{language}>"
 _SPEAKABLE = frozenset(c for c in VOCABULARY if c.isalnum()) | frozenset("$%&+£€")
 _NOTHING_TO_SAY = (
-    "nothing to say: the text is empty or holds only emoji, punctuation or characters the model"
-    " cannot read; write at least one word in Latin letters, digits or Hangul"
+    "nothing to say: the text is empty or holds only pauses, emoji, punctuation or characters the"
+    " model cannot read; write at least one word in Latin letters, digits or Hangul"
 )
 
 
@@ -170,26 +175,75 @@ MAX_IDS = 999
 _FIRST_CHARS = {"ko": 24}  # elsewhere 60
 _TARGET_CHARS = {"ko": 120}  # elsewhere 300, as in the official clients
 _GROWTH = 2  # of a chunk over the one before, which is heard while it is spoken
-_BLANK_LINE = re.compile(r"\n\s*\n|\u2029")
+# Between two paragraphs there is a blank line or a pause mark, whose two groups are split off too.
+_PARTING = re.compile(rf"\n\s*\n|\u2029|{MARK}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A part of a text that ends with a blank line or pause marks; no chunk spans two.
+
+    ``pause_s``: the seconds of silence behind it that marks ask for, however many; None without
+    any. It may be empty if the text begins with a mark.
+    """
+
+    reading: Reading
+    pause_s: float | None = None
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of text to speak in one go, and the kind of break that follows it."""
+    """A piece of text to speak in one go, and the kind of break that follows it.
+
+    ``read_as`` is what the model reads in its place, empty where that is the text itself.
+    ``pause_s``: the seconds of silence behind it that pause marks ask for, None without any.
+    """
 
     text: str
     ends_at: Break
+    read_as: str = ""
+    pause_s: float | None = None
+
+    @property
+    def spoken(self) -> str:
+        return self.read_as or self.text
+
+    def silence_s(self, usual: Mapping[Break, float]) -> float:
+        """The seconds of silence behind it: those of marks, else what is usual for its break."""
+        return usual[self.ends_at] if self.pause_s is None else min(self.pause_s, MOST_S)
+
+
+def read_text(text: str, lexicon: Lexicon | None = None) -> list[Paragraph]:
+    """A text as it is to be spoken, in paragraphs whose words are one space apart."""
+    found: list[Paragraph] = []
+    parts: Iterator[str | None] = iter((*_PARTING.split(text), None, None))
+    for part, number, unit in zip(parts, parts, parts, strict=True):
+        written = " ".join((part or "").split())
+        pause_s = seconds(number, unit) if number and unit else None
+        if written or (pause_s is not None and not found):
+            reading = lexicon.read(written) if lexicon else Reading(written, written)
+            found.append(Paragraph(reading, pause_s))
+        elif pause_s is not None:
+            # Marks in a row, or one in a line of its own, belong to what is before.
+            found[-1] = replace(found[-1], pause_s=_sum(found[-1].pause_s, pause_s))
+    return found
+
+
+def _sum(pause_s: float | None, more_s: float | None) -> float | None:
+    return pause_s if more_s is None else (pause_s or 0.0) + more_s
 
 
 def split_text(
-    text: str,
+    text: str | Sequence[Paragraph],
     language: str,
     *,
     first_chars: int | None = None,
     target_chars: int | None = None,
     max_chars: int | None = None,
 ) -> list[TextChunk]:
-    """Cut text into chunks of whole sentences, none above max_chars or 999 ids.
+    """Cut text, as typed or as ``read_text`` gives it, into chunks of whole sentences, none above
+    max_chars or 999 ids. Both count what is spoken, so a text with a lexicon is cut as if it were
+    written as it is read.
 
     The first chunk is short, so that sound starts early: at most first_chars, and two thirds of
     that where a sentence, a clause or a phrase ends so early. The second aims at twice its length,
@@ -197,33 +251,46 @@ def split_text(
     first_chars of target_chars or more leaves that out. A sentence between target_chars and
     max_chars stays whole. Words keep their order and spelling; runs of white space become one
     space. A piece with nothing to say, such as a row of asterisks, joins a neighbour, or goes if it
-    fits neither. Raises EmptyText when nothing can be spoken, UnknownLanguage, and ValueError for
-    a limit below 1.
+    fits neither; so does a pause before anything is said. Raises EmptyText when nothing can be
+    spoken, UnknownLanguage, and ValueError for a limit below 1.
     """
     check_language(language)
     sizes = _Sizes(language, first_chars, target_chars, max_chars)
     rest = sizes.rest
     chunks: list[TextChunk] = []
-    opening = ""  # has nothing to say and waits for the first chunk
-    for piece in _pieces(text, sizes):
-        has_words = is_speakable(piece.text)
-        if has_words and not opening:
-            chunks.append(piece)
+    opening: TextChunk | None = None  # has nothing to say and waits for the first chunk
+    for piece in _pieces(read_text(text) if isinstance(text, str) else text, sizes):
+        can_be_spoken = is_speakable(piece.spoken)
+        before = chunks[-1] if chunks else opening
+        if before is None or (can_be_spoken and opening is None):
+            if can_be_spoken:
+                chunks.append(piece)
+            else:
+                opening = piece
             continue
-        before = chunks[-1].text if chunks else opening
-        joined = f"{before} {piece.text}".lstrip()
-        fits = len(joined) <= rest.longest and count_ids(joined) <= MAX_IDS
-        if has_words:
-            chunks.append(replace(piece, text=joined) if fits else piece)
-            opening = ""
-        elif fits and chunks:
-            chunks[-1] = replace(piece, text=joined)
+        joined = _join(before, piece)
+        fits = len(joined.spoken) <= rest.longest and count_ids(joined.spoken) <= MAX_IDS
+        if can_be_spoken:
+            chunks.append(replace(joined, pause_s=piece.pause_s) if fits else piece)
+            opening = None
+        elif chunks:
+            chunks[-1] = joined if fits else replace(before, pause_s=joined.pause_s)
         elif fits:
             opening = joined
     if not chunks:
         raise EmptyText(_NOTHING_TO_SAY)
     chunks[-1] = replace(chunks[-1], ends_at=Break.END)
     return chunks
+
+
+def _join(before: TextChunk, piece: TextChunk) -> TextChunk:
+    is_replaced = before.read_as or piece.read_as
+    return TextChunk(
+        f"{before.text} {piece.text}".strip(),
+        piece.ends_at,
+        f"{before.spoken} {piece.spoken}" if is_replaced else "",
+        _sum(before.pause_s, piece.pause_s),
+    )
 
 
 class _Sizes:
@@ -268,23 +335,30 @@ class _Sizes:
         return Size(target, longest, min(self.shortest, target // 2))
 
 
-def _pieces(text: str, sizes: _Sizes) -> Iterator[TextChunk]:
+def _pieces(paragraphs: Sequence[Paragraph], sizes: _Sizes) -> Iterator[TextChunk]:
     size = sizes.first
-    for paragraph in _BLANK_LINE.split(text):
+    for paragraph in paragraphs:
 
         def size_after(piece: str, before: Size) -> Size:
             nonlocal size
             size = sizes.after(piece, before)
             return size
 
-        for piece, kind in cut_paragraph(" ".join(paragraph.split()), size, size_after):
-            yield from _within_ids(piece, kind)
+        reading, end = paragraph.reading, 0
+        for whole, whole_kind in cut_paragraph(reading.spoken, size, size_after):
+            for spoken, kind in _within_ids(whole, whole_kind):
+                start = end + reading.spoken.startswith(" ", end)
+                end = start + len(spoken)
+                written = reading.written_between(start, end)
+                read_as = "" if written == spoken else spoken
+                pause_s = paragraph.pause_s if end == len(reading.spoken) else None
+                yield TextChunk(written, kind, read_as, pause_s)
 
 
-def _within_ids(text: str, kind: Break) -> Iterator[TextChunk]:
+def _within_ids(text: str, kind: Break) -> Iterator[tuple[str, Break]]:
     n_ids = count_ids(text)
     if n_ids <= MAX_IDS:
-        yield TextChunk(text, kind)
+        yield text, kind
         return
     length = len(text) * MAX_IDS // n_ids
     size = Size(length, length, length // 4)
@@ -298,7 +372,7 @@ def count_ids(text: str) -> int:
 
 
 def is_speakable(text: str) -> bool:
-    """Whether there is anything in the text that the model can pronounce."""
+    """Whether the model can make a sound of it."""
     return not _SPEAKABLE.isdisjoint(_plain(text))
 
 

@@ -326,7 +326,7 @@ class JobAdvancer:
 
 
 def _seconds(job: Job, piece: Piece) -> float:
-    return estimate_seconds(piece.text, job.request.language, job.request.speed)
+    return estimate_seconds(piece.spoken, job.request.language, job.request.speed)
 
 
 _client, _files = connect(settings.redis_url), JobFiles(settings.data_dir, settings.jobs_url)

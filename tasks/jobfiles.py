@@ -71,7 +71,7 @@ class JobFiles:
             self._write(job, pieces)
 
     def _write(self, job: Job, pieces: Sequence[Piece]) -> None:
-        record = asdict(job) | {"pieces": [piece.to_json() for piece in pieces]}
+        record = asdict(job) | {"pieces": [piece.to_row() for piece in pieces]}
         data = json.dumps(record, ensure_ascii=False).encode()
         write_whole(self.folder(job.job_id) / "job.json", data)
 

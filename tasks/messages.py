@@ -68,17 +68,26 @@ class SpeechRequest:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One chunk of a job's text and the seconds of silence that follow it. ``chapter`` is the title
-    of the chapter that it begins, if it begins one.
+    """One chunk of a job's text and the seconds of silence that follow it.
+
+    ``text`` is as written; ``read_as`` is what the model reads in its place, empty where that is
+    the text itself. ``chapter`` is the title of the chapter that it begins, if it begins one.
     """
 
     text: str
     pause_s: float
+    read_as: str = ""
     chapter: str = ""
 
-    def to_json(self) -> list[Any]:
-        """Most begin none, and a book has thousands."""
-        row = [self.text, self.pause_s]
+    @property
+    def spoken(self) -> str:
+        return self.read_as or self.text
+
+    def to_row(self) -> list[str | float]:
+        """As it is stored; ``Piece(*row)`` is the piece again."""
+        row: list[str | float] = [self.text, self.pause_s]
+        if self.read_as or self.chapter:
+            row.append(self.read_as)
         return [*row, self.chapter] if self.chapter else row
 
 
@@ -198,7 +207,7 @@ class Job:
 
 
 def pieces_to_json(pieces: list[Piece]) -> str:
-    return json.dumps([piece.to_json() for piece in pieces], ensure_ascii=False)
+    return json.dumps([piece.to_row() for piece in pieces], ensure_ascii=False)
 
 
 def pieces_from_json(text: str) -> list[Piece]:

@@ -29,13 +29,13 @@ def make_chunks(
     chunks = []
     due = now
     for index, piece in enumerate(pieces):
-        seconds = estimate_seconds(piece.text, request.language, request.speed) * length_ratio
+        seconds = estimate_seconds(piece.spoken, request.language, request.speed) * length_ratio
         if index in wanted:
             chunk = Chunk(
                 job_id=job.job_id,
                 index=index,
                 count=job.count,
-                text=piece.text,
+                text=piece.spoken,
                 voice=request.voice,
                 language=request.language,
                 steps=request.steps,

@@ -70,6 +70,7 @@ class Settings:
     batch_limit_s: float = _setting(
         60.0, "a batch that takes this much longer than it should ends its worker; 0: never", 0
     )
+    lexicon: str = _setting("", "JSON file of words and how they are read, for all requests")
     first_chunk_chars: int = _setting(
         60, "most characters of the first chunk; Korean: 0.4 of it", 20
     )

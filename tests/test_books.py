@@ -67,7 +67,9 @@ def test_a_text_is_cut_at_its_titles() -> None:
     assert "# ***" in found[2].text
     assert next(cut_chapters(BOOK, "My Book")).title == "My Book"
     assert [each.title for each in cut_chapters("\ufeff# One\nText.")] == ["One"]
-    assert list(cut_chapters("***\n\n")) == []
+    assert cut_chapters("***\n\n[pause 1s]\n# [pause 2s]") == []
+    (only,) = cut_chapters("[pause 1s]\n# One [pause 2s] more\nText.")
+    assert only.title == "One more" and "[pause 2s]" in only.text
 
 
 @given(st.lists(st.sampled_from(["# A title", "Some words.", "", "#none", "***"]), max_size=12))
@@ -78,7 +80,12 @@ def test_no_word_is_lost_between_chapters(lines: list[str]) -> None:
 
 
 def test_chapters_are_known_as_far_as_the_sound_is_there() -> None:
-    pieces = [Piece("a", 0, "One"), Piece("b", 0), Piece("c", 0, "Two"), Piece("d", 0, "Three")]
+    pieces = [
+        Piece("a", 0, "", "One"),
+        Piece("b", 0),
+        Piece("c", 0, "", "Two"),
+        Piece("d", 0, "", "Three"),
+    ]
     entries = [Entry(0, 90, 10), Entry(100, 50, 0), Entry(150, 5, 5)]
     assert list(chapters(pieces, entries)) == [
         Chapter("One", 0, 0, 150),
@@ -166,6 +173,22 @@ def test_a_text_without_titles_is_one_book_and_says_so(server: Stack) -> None:
         ({"text": "# ***\n\n"}, "text"),
     ],
 )
+def test_chapters_know_pause_marks_and_the_lexicon(server: Stack) -> None:
+    text = "# Of SQL\nThat is SQL. [pause 3s]\n\n# Two\nThe end. [pause 4s]"
+    job_id = submit(server, text=text, lexicon={"SQL": "sequel"})
+    job = done(server, job_id)
+    marks = server.get(job["links"]["chapters"]).json()["chapters"]
+    assert [mark["title"] for mark in marks] == ["Of SQL", "Two"]
+    spoken = samples_of(server.get(job["links"]["audio"]).content)
+    at = round(marks[1]["start_seconds"] * SAMPLE_RATE)
+    assert not spoken[at - 3 * SAMPLE_RATE + 50 : at - 50].any()
+    assert spoken[at - 3 * SAMPLE_RATE - 4000 : at - 3 * SAMPLE_RATE].any()
+    assert not spoken[-4 * SAMPLE_RATE :].any() and spoken[-4 * SAMPLE_RATE - 4000 :].any()
+    same = text.replace("SQL", "sequel")
+    other = done(server, submit(server, text=same, seed=job["seed"]))
+    assert np.array_equal(samples_of(server.get(other["links"]["audio"]).content), spoken)
+
+
 def test_mistakes_are_told(server: Stack, body: dict[str, Any], field: str) -> None:
     answer = server.post("/synthesize/long", {"text": BOOK, "chapters": True} | body)
     assert answer.status_code == 422
@@ -175,7 +198,7 @@ def test_mistakes_are_told(server: Stack, body: dict[str, Any], field: str) -> N
 def a_long_sound(stack: Stack, seconds: int) -> str:
     """A job that is done, as the disk tells of it, without having to be spoken."""
     files, job_id = JobFiles(stack.data_dir), uuid.uuid4().hex[:24]
-    pieces = [Piece("A minute.", 0.0, f"Chapter {n}") for n in range(seconds // 60)]
+    pieces = [Piece("A minute.", 0.0, "", f"Chapter {n}") for n in range(seconds // 60)]
     job = a_job(job_id, len(pieces), Kind.LONG)
     files.save(replace(job, state=State.DONE, finished_at=time.time()), pieces)
     Book("A Long One").save(files.folder(job_id))

@@ -281,6 +281,7 @@ def test_what_is_no_url_of_a_redis_is_a_failure(url: str) -> None:
         ("LOG_LEVEL", "nonsense", "expected one of DEBUG"),
         ("WEBHOOK_SECRET", "x", "at least 24"),
         ("REDIS_URL", "redis://h:abc", "expected redis://:PASSWORD@HOST"),
+        ("LEXICON", "/nowhere/words.json", "No such file"),
         ("DATA_DIR", "/proc/nowhere", "/proc cannot be written"),
         ("JOBS_URL", "nosuch://me:secret@place", "Protocol not known"),
     ],
@@ -321,9 +322,9 @@ def test_no_redis_is_a_warning() -> None:
 def test_say_joins_all_chunks_with_their_pauses(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def frames(*options: str) -> tuple[int, bytes]:
+    def frames(*options: str, mark: str = "\n\n") -> tuple[int, bytes]:
         out = tmp_path / "speech.wav"
-        text = "One sentence stands here. " * 8 + "\n\n" + "And here is a second paragraph."
+        text = "One sentence stands here. " * 8 + mark + "And here is a second paragraph."
         arguments = ["say", text, "--model", str(model_dir), "--device", "cpu", "--out", str(out)]
         assert command_line.main([*arguments, *options]) == 0
         with wave.open(str(out)) as wav:
@@ -333,6 +334,8 @@ def test_say_joins_all_chunks_with_their_pauses(
     _, paused = frames("--seed", "1", "--pause", "1")
     _, again = frames("--seed", "1", "--pause", "1")
     assert paused == again
+    _, marked = frames("--seed", "1", "--pause", "1", mark="[pause 2.5s]")
+    assert len(marked) - len(paused) == 2 * round(1.5 * rate)
     seconds = (len(paused) - len(without)) / 2 / rate
     assert seconds == int(seconds) >= 2  # a second after each chunk but the last
     assert "RTF" in capsys.readouterr().out

@@ -182,6 +182,7 @@ def test_two_services_do_not_share_a_data_directory(service: Launch, tmp_path: P
         ("WEBHOOK_SECRET", "short", "at least 24"),
         ("LOG_LEVEL", "loud", "expected one of DEBUG"),
         ("LANGUAGE", "de", "expected one of en"),
+        ("LEXICON", "/nowhere/words.json", "No such file"),
         ("REDIS_URL", "127.0.0.1:6379", "expected redis://:PASSWORD@HOST"),
         ("REDIS_URL", "redis://:pa/ss@host", "expected redis://:PASSWORD@HOST"),
         ("BROKER_URL", "foo://x", "must begin with one of redis://"),

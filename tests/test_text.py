@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.schemas import SpeechBody
+from app.submit import warnings
 from supertonic.errors import EmptyText, UnknownLanguage
 from supertonic.text import (
     LANGUAGES,
@@ -15,6 +17,7 @@ from supertonic.text import (
     encode,
     estimate_seconds,
     normalize,
+    read_text,
     unknown_characters,
 )
 
@@ -245,7 +248,6 @@ def test_estimates_count_syllables_digits_and_stops_and_follow_speed() -> None:
 def test_letters_with_endless_accents_are_named_but_not_kept() -> None:
     letter = "x" + "\u0336" * 50_000
     assert unknown_characters(f"a {letter} b") == [letter]
-    from app.submit import warnings
-
-    (told,) = warnings(f"a {letter} b", "en")
+    body = SpeechBody(text=f"a {letter} b", language="en")
+    (told,) = warnings(body, read_text(body.text))
     assert len(told) < 200

@@ -1,0 +1,266 @@
+"""Pause marks: a text is cut there, so much silence follows, and nobody sees or hears the mark."""
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.errors import Problem
+from app.fragments import Fragments
+from app.schemas import BeginBody, LongBody, SpeechBody
+from app.submit import read, split, warnings
+from supertonic.lexicon import Entries, Lexicon
+from supertonic.text import read_text, split_text
+from tasks.jobsound import read_index
+from tasks.settings import Settings
+from tests.sse import SAMPLE_RATE, joined, samples_of
+from tests.stack import Stack
+from tests.test_chunking import prose, relaxed, squeeze
+from tests.test_fragments import heard, send, spoken, texts_in
+from tests.test_jobs import done
+from tests.test_service import stream
+from tests.test_websocket import connect
+
+SETTINGS = Settings()
+
+
+def pieces(text: str, **fields: Any) -> list[tuple[str, float]]:
+    body = SpeechBody(text=text, language="en", **fields)
+    return [(piece.text, piece.pause_s) for piece in split(body, read_text(text), SETTINGS)]
+
+
+def told(text: str, lexicon: Lexicon | None = None) -> tuple[str, ...]:
+    body = SpeechBody(text=text, language="en")
+    return warnings(body, read(body, lexicon, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("mark", "pause_s"),
+    [
+        ("[pause 1.5s]", 1.5),
+        ("[pause:1.5s]", 1.5),
+        ("[pause 500ms]", 0.5),
+        ("[pause: 2 s]", 2.0),
+        ("[PAUSE 1,5S]", 1.5),
+        ("[pause .5s]", 0.5),
+        ("[pause\n1s]", 1.0),
+        ("[pause 0s]", 0.0),
+        ("[pause 1s][pause:250ms]", 1.25),
+        ("[pause 1s]\n\n[pause 2s]", 3.0),
+        ("\n\n[pause 1s]", 1.0),
+        ("[pause 1s] *** [pause 2s]", 3.0),
+        ("[pause 10s]", 10.0),
+        ("[pause 11s]", 10.0),
+        ("[pause 9s] [pause 9s]", 10.0),
+        ("[pause 999999s]", 10.0),
+    ],
+)
+def test_a_mark_cuts_a_text_and_sets_the_silence_there(mark: str, pause_s: float) -> None:
+    found = pieces(f"One and{mark}two. Three.", pause_s=0.7, paragraph_pause_s=2.9)
+    shown = "One and ***" if "***" in mark else "One and"
+    assert found == [(shown, pause_s), ("two. Three.", 0.0)]
+    assert pieces(f"One. {mark} ", end_pause_s=0.2) == [(shown.replace(" and", "."), pause_s)]
+    assert bool(told(f"One.{mark}Two.")) == (mark in OVERLONG)
+
+
+OVERLONG = ("[pause 11s]", "[pause 9s] [pause 9s]", "[pause 999999s]")
+
+
+def test_signs_that_fit_nowhere_leave_their_pauses() -> None:
+    text = f"{'A' * 40}. [pause 1s] {'*' * 40} [pause 2s] {'B' * 40}."
+    body = LongBody(text=text, language="en", target_chunk_chars=50, max_chunk_chars=50)
+    found = [(piece.text, piece.pause_s) for piece in split(body, read_text(text), SETTINGS)]
+    assert found == [(f"{'A' * 40}.", 3.0), (f"{'B' * 40}.", 0.0)]
+
+
+def test_a_pause_before_the_first_word_is_left_out_and_told() -> None:
+    for text in ("[pause 1s] One. Two.", "*** [pause 1s]\n\n[pause 1s] One. Two."):
+        assert [pause_s for _, pause_s in pieces(text)] == [0.0]
+        assert told(text) == ("A pause before the first word is left out",)
+    assert told("★ [pause 1s] One.", Lexicon(Entries({"★": "star"}))) == ()
+
+
+def test_a_text_of_marks_alone_has_nothing_to_say() -> None:
+    for text in ("[pause 1s]", " [pause 1s]\n\n[pause:2s] ", "*** [pause 1s] 🙂"):
+        with pytest.raises(Problem, match="holds only pauses, emoji"):
+            pieces(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[pause abc]", "[pause]", "[pause 5]", "[pause -1s]", "[pause 1.s]", "[pause:1 min]"]
+)
+def test_what_is_no_mark_is_text_as_ever_and_told(text: str) -> None:
+    assert pieces(f"One {text} two.") == [(f"One {text} two.", 0.0)]
+    assert told(f"One {text} two.") == (
+        f"{text} is no pause but text; a pause is [pause 1.5s] or [pause 500ms]",
+    )
+
+
+def test_a_word_in_brackets_is_no_reason_to_warn() -> None:
+    for text in ("[paused 1s]", "[a pause 1s]", "pause 1s", "[pause", "[pause 1\r\n2]"):
+        assert told(f"One {text} two.") == ()
+
+
+def test_ssml_is_told_what_there_is_instead() -> None:
+    (warning,) = told("\n<speak>Hi <break/> there.</speak>")
+    assert "SSML is read as plain text" in warning and "[pause 1s]" in warning
+    assert told("They <speak> softly.") == ()
+
+
+def test_a_lexicon_neither_breaks_marks_nor_reads_across_them() -> None:
+    lexicon = Lexicon(Entries({"pause": "paws", "1s": "one", "New York": "NY", "a": "b"}))
+    text = read_text("A pause. [pause 1s] New [pause 2s] York", lexicon)
+    found = [(chunk.spoken, chunk.pause_s) for chunk in split_text(text, "en")]
+    assert found == [("b paws.", 1.0), ("New", 2.0), ("York", None)]
+
+
+marked = st.lists(st.tuples(prose, st.integers(0, 900)), min_size=1, max_size=6)
+
+
+@relaxed
+@given(marked, st.integers(50, 900))
+def test_marks_take_no_word_and_all_silences_are_there(
+    parts: list[tuple[str, int]], longest: int
+) -> None:
+    text = "".join(f"{part}a[pause {ms}ms]" for part, ms in parts)
+    body = LongBody(text=text, language="en", pause_s=0, max_chunk_chars=longest)
+    found = split(body, read_text(text), SETTINGS)
+    assert squeeze("".join(piece.text for piece in found)) == (
+        squeeze("".join(f"{part}a" for part, _ in parts))
+    )
+    silence = sum(piece.pause_s for piece in found)
+    assert silence == pytest.approx(sum(ms for _, ms in parts) / 1000)
+
+
+# -- in fragments ----------------------------------------------------------------------------
+
+TEXT = (
+    "Good evening. [pause 1s] It begins\n\n[pause:500ms]  [pause 2s]\n\nhere [pau] and [pause abc]"
+    " there. Wait [pause 1,5s] for it.\n\n[Next.] The end. [pause 3s]"
+)
+WHOLE = [
+    ("Good evening.", 1.0),
+    ("It begins", 2.5),
+    ("here [pau] and [pause abc] there.", 0.0),
+    ("Wait", 1.5),
+    ("for it.", 0.0),
+    ("[Next.]", 0.0),
+    ("The end.", 3.0),
+]
+
+
+def begun(**fields: Any) -> Fragments:
+    return Fragments(BeginBody(language="en", pause_s=0, **fields), SETTINGS)
+
+
+def said(parts: list[str]) -> list[tuple[str, float]]:
+    return [found for text in spoken(begun(), parts) for found in pieces(text, pause_s=0)]
+
+
+def test_however_a_text_is_cut_its_pauses_are_where_they_were() -> None:
+    assert said(list(TEXT)) == WHOLE
+    dice = random.Random(2)
+    for _ in range(100):
+        cuts = sorted(dice.sample(range(len(TEXT)), 12))
+        found = said([TEXT[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)])
+        words = " ".join(text for text, _ in found)
+        assert words == " ".join(text for text, _ in WHOLE)
+        silence = [pause_s for _, pause_s in found if pause_s]
+        assert silence == [1.0, 2.5, 1.5, 3.0]
+
+
+def test_what_may_become_a_mark_is_waited_for_and_nothing_else() -> None:
+    fragments = begun()
+    for part in ("Hello.", " [", "pau", "se ", "1s"):
+        assert fragments.add(part) is None
+    wish = fragments.add("] W")
+    assert wish is not None and wish.text == "Hello. [pause 1s]"
+    for part in ("[l", "[pausa", "[pause is what he said here]", "[pause 1s2"):
+        wish = begun().add(f"Hello. {part}" + " " * 20)
+        assert wish is not None and wish.text == "Hello.", part
+
+
+@given(st.lists(st.sampled_from(["[pause 1s]", "[pau", "se 2s]", "a", "B. ", "\n", "[", "]", " "])))
+@example(["a", "[pau", "se 2s]", "a"])
+def test_no_word_is_lost_or_said_twice(parts: list[str]) -> None:
+    def letters(texts: list[str]) -> str:
+        found = "".join(squeeze(p.reading.spoken) for text in texts for p in read_text(text))
+        return "".join(character for character in found if character.isalnum())
+
+    texts = spoken(begun(), parts)
+    expected = letters(["".join(parts)])
+    assert letters(texts) == expected
+
+
+def test_a_row_of_brackets_or_blanks_takes_no_time() -> None:
+    """Not a second for what a body of a megabyte may hold."""
+    blocks = ("[", " ", "[pause 1s] ", "]", "\n", "[pause ", "[pause 1", "[pause:1[")
+    for text in (*(block * 5_000 for block in blocks), "[pause " + "9" * 50_000, " " * 50_000):
+        began = time.thread_time()
+        begun().add(f"a {text[:49_000]}")
+        told(f"a {text[:49_000]}")
+        assert time.thread_time() - began < 1, text[:20]
+
+
+# -- heard -----------------------------------------------------------------------------------
+
+
+def test_a_pause_has_exactly_its_samples(server: Stack) -> None:
+    body = {"text": "One sentence. [pause 1234ms] Another one.", "seed": 81}
+    events = stream(server, body)
+    first, second = [event.data for event in events if event.event == "chunk"]
+    assert (first["text"], second["text"]) == ("One sentence.", "Another one.")
+    alone = stream(server, {"text": "One sentence.", "seed": 81})
+    sound, plain = joined(events), joined(alone)
+    pause = round(1.234 * SAMPLE_RATE)
+    assert first["n_samples"] == len(plain) + pause
+    assert (sound[: len(plain)] == plain).all()
+    assert not sound[len(plain) : len(plain) + pause].any()
+    whole = server.post("/synthesize", body | {"output_format": "wav", "end_pause_s": 1})
+    assert len(samples_of(whole.content)) == len(sound) + SAMPLE_RATE
+
+
+def test_a_long_job_and_its_captions_have_pauses(server: Stack) -> None:
+    text = "One sentence. [pause 2s]\n\nAnother one. [pause:500ms]"
+    job_id = server.post("/synthesize/long", {"text": text, "seed": 82}).json()["job_id"]
+    job = done(server, job_id)
+    first, second = read_index(server.data_dir / "jobs" / job_id)
+    sound = samples_of(server.get(f"/jobs/{job_id}/audio").content)
+    silence = slice(first.n_samples, first.n_samples + 2 * SAMPLE_RATE)
+    assert second.start == silence.stop and not sound[silence].any()
+    assert len(sound) == second.start + second.n_samples + round(0.5 * SAMPLE_RATE)
+    assert job["duration_seconds"] == pytest.approx(len(sound) / SAMPLE_RATE, abs=1e-3)
+    captions = server.get(f"/jobs/{job_id}/captions").text
+    assert "pause" not in captions and "One sentence." in captions
+
+
+def test_v1_has_pauses(server: Stack) -> None:
+    body = {"voice": "M1", "seed": 83, "response_format": "wav", "pause_s": 0.0}
+    usual, longer = (
+        samples_of(server.post("/v1/audio/speech", body | {"input": text}).content)
+        for text in ("One.\n\nTwo.", "One.[pause:1s]Two.")
+    )
+    assert len(longer) == len(usual) + SAMPLE_RATE
+    answer = server.post("/v1/audio/speech", {"input": "[pause 1s]", "voice": "M1"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "input"
+    odd = "[pause 1s] Hi [pause å]."
+    answer = server.post("/v1/audio/speech", {"input": odd, "voice": "M1"})
+    assert "before the first word" in answer.headers["X-Warnings"]
+
+
+def test_fragments_over_a_websocket_have_pauses(server: Stack) -> None:
+    with connect(server) as ws:
+        send(ws, "begin", seed=84, slices=False)
+        for part in ("One sentence. [pau", "se 1s", "] Another", " one."):
+            send(ws, "text", text=part)
+        send(ws, "end")
+        found = heard(ws, "ended")
+    assert texts_in(found) == "One sentence. Another one."
+    lengths = [message["n_samples"] for message in found if message["type"] == "chunk"]
+    alone = joined(stream(server, {"text": "One sentence.", "seed": 84}))
+    assert lengths[0] == len(alone) + SAMPLE_RATE
+    assert np.abs(alone).max() > 0
