@@ -133,7 +133,9 @@ def shorten(value: Any) -> Any:
 
 
 def away(error: Exception) -> Problem:
-    """Redis cannot be reached, or the queue where that is elsewhere."""
+    """Redis cannot be reached or is full, or the queue where that is elsewhere."""
+    if is_full(error):
+        return full(error)
     is_queue = isinstance(error, OperationalError)
     what = "Redis" if not is_queue or isinstance(error.__cause__, redis.RedisError) else "The queue"
     logger.warning("%s is away: %s", what, error)
@@ -148,10 +150,10 @@ def no_worker() -> Problem:
     )
 
 
-def full(error: Exception) -> Response:
+def full(error: Exception) -> Problem:
     logger.error("Redis is full: %s", error)
     detail = "Redis has no memory left for this request; try again when others are done."
-    return Problem(503, detail, retry_after_s=10).response()
+    return Problem(503, detail, retry_after_s=10)
 
 
 def _is_there(path: str) -> bool:
@@ -174,7 +176,7 @@ def register(app: Flask) -> None:
     @app.errorhandler(redis.TimeoutError)
     @app.errorhandler(OperationalError)
     def unreachable(error: Exception) -> Response:
-        return full(error) if is_full(error) else away(error).response()
+        return away(error).response()
 
     @app.errorhandler(PlaceAway)
     def place_away(error: PlaceAway) -> Response:
@@ -192,7 +194,7 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(redis.ResponseError)
     def refused(error: redis.ResponseError) -> Response:
-        return full(error) if is_full(error) else mistake(error)
+        return full(error).response() if is_full(error) else mistake(error)
 
     @app.errorhandler(RemoteProtocolError)
     def handshake(error: RemoteProtocolError) -> Response:

@@ -17,7 +17,7 @@ import websocket
 from tasks.events import EventStore
 from tasks.messages import State
 from tests.memory import Peaks, resident_bytes
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, full, wait_for
 
 SENTENCE = "This is a sentence of about three or four seconds, no more. "
 # A few minutes of sound: more than the kernel keeps for a client that does not read.
@@ -176,6 +176,19 @@ def test_a_mistake_is_answered_at_once_and_the_texts_around_it_are_spoken(quick:
         ws.send(say("Two."))
         quick.processes["worker"].send_signal(signal.SIGCONT)
         assert [until_ending(ws)[-1]["type"] for _ in range(2)] == ["done", "done"]
+
+
+def test_a_full_redis_is_told_as_what_it_is(quick: Stack) -> None:
+    with connect(quick) as ws:
+        time.sleep(1.1)
+        ws.send(say("There is room, and for a second nobody looks again."))
+        assert until_ending(ws)[-1]["type"] == "done"
+        with full(quick.redis):
+            ws.send(say("Too much."))
+            told = json.loads(ws.recv())
+        assert told["type"] == "error" and "no memory left" in told["detail"], told
+        ws.send(say("There is room again."))
+        assert until_ending(ws)[-1]["type"] == "done"
 
 
 def test_waiting_texts_are_bounded_in_all(quick: Stack) -> None:
