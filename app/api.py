@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from app.access import owner_of
 from app.follow import Spoken
+from app.hangup import if_client_leaves
 from app.job_sound import (
     collected,
     first_samples,
@@ -49,8 +50,7 @@ def _whole(job: Job, pieces: list[Piece], output_format: str) -> Response:
                 facts.append(item.facts)
                 yield item.pcm
 
-    peer = request.environ.get("gunicorn.socket")
-    with current_app.extensions["hangup"].watch(peer, lambda: service.cancel(job)):
+    with if_client_leaves(lambda: service.cancel(job)):
         file, size = collected(spoken(), job.sample_rate)
     if output_format == "wav":
         response = first_samples(file, samples_in(size), job.sample_rate)

@@ -6,10 +6,11 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import quote
 
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, jsonify
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.errors import Problem
+from app.hangup import if_client_leaves
 from app.job_routes import entries_of, find_job, not_yet
 from app.job_sound import whole_file
 from app.jobs import speech
@@ -81,7 +82,7 @@ def _wait_for(job: Job, path: Path) -> None:
     """
     making, left = Making(speech().store.redis, job.job_id), threading.Event()
     asked_at, began_at = float("-inf"), time.monotonic()
-    with current_app.extensions["hangup"].watch(request.environ.get("gunicorn.socket"), left.set):
+    with if_client_leaves(left.set):
         while not path.exists():
             now = time.monotonic()
             if now - asked_at >= ASK_EVERY_S:

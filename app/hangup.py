@@ -10,7 +10,9 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+from flask import current_app, request
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,14 @@ class HangupWatch:
                     with suppress(OSError):
                         self._poll.modify(fileno, HANGUP | select.EPOLLONESHOT)
         return callbacks
+
+
+def if_client_leaves(callback: Callable[[], None]) -> AbstractContextManager[None]:
+    """Within the block, ``callback`` runs once, in another thread, when the client of this request
+    hangs up.
+    """
+    watch: HangupWatch = current_app.extensions["hangup"]
+    return watch.watch(request.environ.get("gunicorn.socket"), callback)
 
 
 def _is_hung_up(fileno: int) -> bool:

@@ -1,13 +1,8 @@
 """The routes of long jobs: accepting, listing, watching, holding, fetching and ending them."""
 
-import base64
-import binascii
-import math
-import re
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.wrappers import Response as AnyResponse
@@ -18,6 +13,8 @@ from app.captions import CAPTION_TYPES, as_srt, as_vtt, cues
 from app.encoding import FILE_FORMATS
 from app.errors import Problem, field_problem
 from app.follow import Spoken
+from app.hangup import if_client_leaves
+from app.job_json import job_json, jobs_json, long_jobs
 from app.job_sound import (
     collected,
     encoded,
@@ -30,27 +27,21 @@ from app.job_sound import (
 )
 from app.jobs import speech
 from app.outcome import until_done
-from app.schemas import EVENT_ID, LongBody, read_json, validate
+from app.query import choice, cursor, cursor_text, flag, last_event_id, number
+from app.schemas import LongBody, read_json, validate
 from app.stream import sse_response
 from supertonic.audio import silence
 from tasks.celery import send_advance
 from tasks.jobsound import Entry
-from tasks.longjobs import LongJobs
 from tasks.messages import Job, Kind, Piece, State
-from tasks.webhooks import Delivery
 
 job_routes = Blueprint("jobs", __name__)
-
-
-def long_jobs() -> LongJobs:
-    service: LongJobs = current_app.extensions["long_jobs"]
-    return service
 
 
 @job_routes.post("/synthesize/long")
 def synthesize_long() -> AnyResponse:
     # Everything that may be refused first: what is refused makes no job and takes no key.
-    body, must_wait = validate(LongBody, read_json(request)), _flag("wait")
+    body, must_wait = validate(LongBody, read_json(request)), flag("wait")
     key = idempotency_key(request.headers.get("Idempotency-Key"))
     accepting: Accepting = current_app.extensions["accepting"]
     job, pieces, is_known = accepting.accept(body, owner_of(request), key)
@@ -70,8 +61,6 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
     """The original server's one-shot answer: the sound itself, as /synthesize gives it."""
     service = speech()
     facts = []
-    peer = request.environ.get("gunicorn.socket")
-
     left = threading.Event()
 
     def gone() -> None:
@@ -79,7 +68,7 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
         if not may_return:
             service.cancel(job)
 
-    with current_app.extensions["hangup"].watch(peer, gone):
+    with if_client_leaves(gone):
         for item in until_done(service, job, pieces, with_audio=False):
             if isinstance(item, Spoken):
                 facts.append(item.facts)
@@ -105,35 +94,10 @@ def _stored(job: Job) -> tuple[BinaryIO, int]:
 
 @job_routes.get("/jobs")
 def list_jobs() -> Response:
-    limit = request.args.get("limit", "50")
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= 1000):
-        raise field_problem("limit", limit, "must be a whole number from 1 to 1000")
-    wanted = request.args.get("state")
-    if wanted is not None and wanted not in list(State):
-        raise field_problem("state", wanted, f"must be one of {', '.join(State)}")
+    limit, wanted = number("limit", default=50, most=1000), choice("state", State)
     state = State(wanted) if wanted else None
-    jobs, following = long_jobs().page(owner_of(request), state, int(limit), _cursor())
-    return jsonify(jobs=jobs_json(jobs), next_cursor=_cursor_text(following))
-
-
-def _cursor() -> tuple[float, str] | None:
-    """Where in the list to begin: behind this time and job."""
-    text = request.args.get("cursor", "")
-    if text == "":
-        return None
-    try:
-        score, _, job_id = base64.urlsafe_b64decode(text).decode("ascii").partition(" ")
-        if not math.isfinite(float(score)):
-            raise ValueError(score)
-        return float(score), job_id
-    except (ValueError, binascii.Error):
-        raise field_problem("cursor", text, "must be the next_cursor of an answer") from None
-
-
-def _cursor_text(key: tuple[float, str] | None) -> str | None:
-    if key is None:
-        return None
-    return base64.urlsafe_b64encode(f"{key[0]!r} {key[1]}".encode()).decode()
+    jobs, following = long_jobs().page(owner_of(request), state, limit, cursor())
+    return jsonify(jobs=jobs_json(jobs), next_cursor=cursor_text(following))
 
 
 @job_routes.get("/jobs/<job_id>")
@@ -198,7 +162,8 @@ def _held(job: Job, wanted: State) -> Response:
 
 @job_routes.get("/jobs/<job_id>/audio")
 def job_audio(job_id: str) -> AnyResponse:
-    (job, pieces), is_partial, kind = find_job(job_id), _flag("partial"), _format(*FILE_FORMATS)
+    (job, pieces), is_partial = find_job(job_id), flag("partial")
+    kind = choice("format", FILE_FORMATS, default="wav")
     if job.state is not State.DONE and is_partial and job.kind is Kind.LONG:
         return _sound_so_far(job, kind)
     if job.state is not State.DONE:
@@ -227,7 +192,8 @@ def _kept(job: Job, pieces: list[Piece]) -> tuple[BinaryIO, int]:
 @job_routes.get("/jobs/<job_id>/captions")
 def job_captions(job_id: str) -> Response:
     """What is heard when."""
-    (job, pieces), is_partial, kind = find_job(job_id), _flag("partial"), _format(*CAPTION_TYPES)
+    (job, pieces), is_partial = find_job(job_id), flag("partial")
+    kind = choice("format", CAPTION_TYPES, default="vtt")
     if job.state is not State.DONE and not is_partial:
         raise not_yet(job, "its captions exist once it is done")
     entries = entries_of(job, pieces)
@@ -252,14 +218,6 @@ def entries_of(job: Job, pieces: list[Piece]) -> list[Entry]:
     return entries
 
 
-def _format(*allowed: str) -> str:
-    """The wanted one of these; the first if none is given."""
-    kind = request.args.get("format", allowed[0])
-    if kind not in allowed:
-        raise field_problem("format", kind, f"must be one of {', '.join(allowed)}")
-    return kind
-
-
 def not_yet(job: Job, why: str) -> Problem:
     detail = f"The job is {job.state.value}; {why}."
     return Problem(409, detail, state=job.state.value, progress=round(job.progress, 4))
@@ -280,7 +238,7 @@ def _sound_so_far(job: Job, kind: str) -> Response:
 @job_routes.get("/jobs/<job_id>/events")
 def job_events(job_id: str) -> Response:
     job, pieces = find_job(job_id)
-    (seen, start), with_audio = _last_event_id(), _flag("audio", default=True)
+    (seen, start), with_audio = last_event_id(), flag("audio", default=True)
     if job.state.is_final and seen > job.count:
         # It has seen the end; 204 tells an EventSource not to come back.
         return Response(status=204)
@@ -289,22 +247,6 @@ def job_events(job_id: str) -> Response:
         _check_start(job, pieces, seen, start)
     how = {"with_audio": with_audio, "is_asker": False}
     return sse_response(speech(), job, pieces, seen - 1, start=start, **how)
-
-
-def _last_event_id() -> tuple[int, int]:
-    """The last event the client has seen, -1 for none, and samples of the chunk after it. The
-    header counts more than the query.
-    """
-    seen, start = "-1", "0"
-    for name, values in (("last_event_id", request.args), ("Last-Event-ID", request.headers)):
-        text = values.get(name)
-        if text is None:
-            continue
-        # Longer than any real one, and Python refuses to read thousands of digits.
-        if not re.fullmatch(EVENT_ID, text):
-            raise field_problem(name, text, "must be the id of an event, such as 3 or 3+24576")
-        seen, _, start = text.partition("+")
-    return int(seen), int(start or 0)
 
 
 def _check_start(job: Job, pieces: list[Piece], index: int, start: int) -> None:
@@ -327,79 +269,3 @@ def find_job(job_id: str) -> tuple[Job, list[Piece]]:
     if found is None or found[0].owner != owner_of(request):
         raise Problem(404, "There is no job with this id; finished ones are kept for a while only.")
     return found
-
-
-def job_json(job: Job) -> dict[str, Any]:
-    return jobs_json([job])[0]
-
-
-def jobs_json(jobs: list[Job]) -> list[dict[str, Any]]:
-    places = long_jobs().places() if any(job.state is State.QUEUED for job in jobs) else {}
-    etas = long_jobs().etas(jobs)
-    return [
-        _job_json(job, eta_s, places.get(job.job_id)) for job, eta_s in zip(jobs, etas, strict=True)
-    ]
-
-
-def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any]:
-    request_ = job.request
-    preview = request_.text if len(request_.text) <= 120 else request_.text[:120] + "…"
-    return {
-        "job_id": job.job_id,
-        "kind": job.kind.value,
-        "state": job.state.value,
-        "progress": round(job.progress, 4),
-        "chunks_total": job.count,
-        "chunks_done": job.done,
-        "duration_seconds": round(_audio_s(job), 3),
-        "eta_seconds": None if eta_s is None else round(eta_s, 1),
-        "queue_position": place,
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "expires_at": _expires_at(job),
-        "error": job.error,
-        "seed": request_.seed,
-        "voice": request_.voice,
-        "language": request_.language,
-        "steps": request_.steps,
-        "speed": request_.speed,
-        "pause_s": request_.pause_s,
-        "text_preview": preview,
-        "characters": len(request_.text),
-        "warnings": list(job.warnings),
-        "webhook": _webhook(job),
-        "links": {
-            "self": f"/jobs/{job.job_id}",
-            "events": f"/jobs/{job.job_id}/events",
-            "audio": f"/jobs/{job.job_id}/audio",
-            "captions": f"/jobs/{job.job_id}/captions",
-            "chapters": f"/jobs/{job.job_id}/chapters",
-            "book": f"/jobs/{job.job_id}/book",
-        },
-    }
-
-
-def _webhook(job: Job) -> dict[str, Any] | None:
-    folder = speech().files.folder(job.job_id)
-    delivery = Delivery.load(folder) if job.kind is Kind.LONG else None
-    return None if delivery is None else asdict(delivery)
-
-
-def _expires_at(job: Job) -> float | None:
-    """When a long job and its file are removed; streams go when nobody asks for them any more."""
-    return job.created_at + speech().settings.job_ttl_s if job.kind is Kind.LONG else None
-
-
-def _audio_s(job: Job) -> float:
-    """Seconds of sound so far, a share of the pauses included."""
-    return (job.samples + job.pause_samples * job.done / job.count) / job.sample_rate
-
-
-def _flag(name: str, default: bool = False) -> bool:
-    text = request.args.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise field_problem(name, text, "must be true or false")
-    return text.lower() in ("true", "1")

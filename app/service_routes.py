@@ -7,10 +7,11 @@ from flask import Blueprint, Response, jsonify, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin
-from app.errors import Problem, field_problem, no_worker
+from app.errors import Problem, no_worker
 from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.offer import LANGUAGE_NAMES, languages_of, voices_of
+from app.query import choice, number
 from app.schemas import PAUSE_S, SPEED, STEPS, BatchBody, SpeechBody, read_json, validate
 from app.version import service_version
 from tasks.celery import queue_lengths
@@ -87,10 +88,8 @@ def readyz() -> Response:
 def metrics() -> Response:
     accepted = str(request.accept_mimetypes)
     is_scraper = "openmetrics" in accepted or "text/plain" in accepted
-    wanted = request.args.get("format", "prometheus" if is_scraper else "json")
-    if wanted not in ("json", "prometheus"):
-        raise field_problem("format", wanted, "must be json or prometheus")
-    if wanted == "prometheus":
+    usual = "prometheus" if is_scraper else "json"
+    if choice("format", ("json", "prometheus"), default=usual) == "prometheus":
         return prometheus_metrics(speech())
     return jsonify(json_metrics(speech()))
 
@@ -99,10 +98,8 @@ def metrics() -> Response:
 def dead_letters() -> Response:
     """Queue messages that could not be used, the latest first."""
     check_admin()
-    limit = request.args.get("limit", "100")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= MAX_LETTERS):
-        raise field_problem("limit", limit, f"must be a whole number from 1 to {MAX_LETTERS}")
-    return jsonify(dead_letters=letters(speech().store.redis, int(limit)))
+    limit = number("limit", default=100, most=MAX_LETTERS)
+    return jsonify(dead_letters=letters(speech().store.redis, limit))
 
 
 @service_routes.post("/config/batch")

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
-from flask import Response, current_app, request
+from flask import Response
 from pybase64 import b64encode
 
 from app.follow import Ended, Gap, Item, Paused, Quiet, Resumed, Spoken, follow, let_go
+from app.hangup import if_client_leaves
 from app.jobs import Speech
 from app.outcome import failure
 from supertonic.audio import wav_bytes
@@ -106,8 +107,7 @@ def cancelling(speech: Speech, job: Job, events: Iterator[bytes]) -> Iterator[by
     def gone() -> None:
         speech.cancel(job)
 
-    peer = request.environ.get("gunicorn.socket")
-    watch = current_app.extensions["hangup"].watch(peer, gone)
+    watch = if_client_leaves(gone)
 
     def run() -> Iterator[bytes]:
         is_complete = False
