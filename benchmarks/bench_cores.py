@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks.engines import ENGINE_ENV
 from benchmarks.measure import describe, json_line, machine, table
-from supertonic.engine import one_per_core, usable_cores
+from supertonic.cores import one_per_core, usable_cores
 from supertonic.prepared import has_fast_bfloat16
 
 ONE, THREADS, PROCESSES = "one core", "a thread per core", "a process per core"

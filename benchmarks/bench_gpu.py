@@ -23,10 +23,11 @@ import torch
 
 from benchmarks.measure import describe, json_line, machine
 from supertonic.config import ModelConfig
-from supertonic.engine import Engine, Utterance
+from supertonic.engine import Engine
 from supertonic.kernels import Rows
 from supertonic.model import Supertonic
 from supertonic.prepared import Prepared, prepare
+from supertonic.utterance import Utterance
 from supertonic.voices import VOICES, Style
 
 # FLOP per second of sound: of text and vocoder together, and of each step.

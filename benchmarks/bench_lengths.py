@@ -23,7 +23,7 @@ def rss_mb() -> float:
 
 
 def batches(n: int, dice: random.Random) -> list[Any]:
-    from supertonic.engine import Utterance
+    from supertonic.utterance import Utterance
 
     words = WORDS.split()
 

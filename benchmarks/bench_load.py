@@ -40,7 +40,7 @@ times, memory, cpu = [time.perf_counter()], [], [time.process_time()]
 def note():
     times.append(time.perf_counter()), memory.append(rss()), cpu.append(time.process_time())
 
-from supertonic.engine import load_engine
+from supertonic.loading import load_engine
 note()
 engine = load_engine(sys.argv[1], device="cpu", precision=sys.argv[2])
 note()

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from supertonic.config import ModelConfig
-from supertonic.engine import plan_passes, size_per_pass
 from supertonic.kernels import Rows
 from supertonic.layers import Span
 from supertonic.model import Batch, Supertonic
+from supertonic.passes import plan_passes, size_per_pass
 from supertonic.prepared import Prepared
 
 TOKENS, FRAMES = 110, 100

@@ -27,7 +27,7 @@ def make_engine() -> Any:
     if wanted == "null":
         return NullEngine()
     # Imported here: the null engine needs no torch model.
-    from supertonic.engine import load_engine
+    from supertonic.loading import load_engine
     from tasks.settings import Settings
 
     settings = Settings.from_env()
@@ -44,7 +44,9 @@ def _full_size(device: str, precision: str) -> Any:
 
     from benchmarks.engine_variants import random_model
     from supertonic.config import ModelConfig
-    from supertonic.engine import Engine, resolve_device, resolve_precision, usable_cores
+    from supertonic.cores import usable_cores
+    from supertonic.engine import Engine
+    from supertonic.loading import resolve_device, resolve_precision
     from supertonic.prepared import prepare
     from supertonic.voices import VOICES, Style
 
@@ -90,8 +92,8 @@ def rate(seconds: float = 5.0) -> float:
     many batches at once as a worker would.
     """
     from benchmarks.traffic import LONG, MEDIUM, SHORT
-    from supertonic.engine import Utterance
     from supertonic.text import split_text
+    from supertonic.utterance import Utterance
 
     engine = make_engine()
     chunks = [chunk.text for text in (SHORT, MEDIUM, LONG) for chunk in split_text(text, "en")]

@@ -21,8 +21,8 @@ from starlette.routing import Route
 
 from benchmarks.engines import make_engine
 from supertonic.audio import to_pcm16, wav_bytes
-from supertonic.engine import Utterance
 from supertonic.text import split_text
+from supertonic.utterance import Utterance
 
 MAX_BATCH = 32
 HEADER_BYTES = 44  # of a WAV file

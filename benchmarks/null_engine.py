@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supertonic.engine import Audio, OnSlice, Utterance
 from supertonic.text import LANGUAGES
+from supertonic.utterance import Audio, OnSlice, Utterance
 from supertonic.voices import VOICES
 
 SAMPLE_RATE = 44_100

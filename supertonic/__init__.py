@@ -2,6 +2,6 @@
 
 Read it in this order: ``text`` (characters to ids), ``config`` (sizes), ``layers`` and the four
 networks ``duration_predictor``, ``text_encoder``, ``vector_estimator``, ``vocoder``; then
-``model``, which puts them together on one screen; then ``weights``, ``voices`` and ``engine``,
-which turn files and a device into ``synthesize(utterances)``.
+``model``, which puts them together on one screen; then ``engine``, which is
+``synthesize(utterances)`` on a device, and ``loading``, which makes one of files.
 """

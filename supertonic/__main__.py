@@ -65,8 +65,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 def run_say(arguments: argparse.Namespace) -> int:
     from supertonic.audio import silence, to_pcm16, write_wav
     from supertonic.chunking import PAUSE_SHARE
-    from supertonic.engine import Audio, Utterance, load_engine
+    from supertonic.loading import load_engine
     from supertonic.text import split_text
+    from supertonic.utterance import Audio, Utterance
 
     seed = random.getrandbits(32) if arguments.seed is None else arguments.seed
     if not arguments.out.parent.is_dir():

@@ -1,68 +1,29 @@
-"""From a directory of files and a device to `synthesize(utterances)`.
+"""A loaded model on a device: `synthesize(utterances)`.
 
 The engine knows text, voices and devices; the model below it knows only tensors. What a caller
 gets for an utterance depends on that utterance alone, never on what else was in the list.
 """
 
-import hashlib
-import os
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 
-from supertonic.config import ModelConfig
-from supertonic.download import WEIGHTS
-from supertonic.errors import ConfigError, UnknownLanguage, UnknownVoice, WeightsError
+from supertonic.errors import UnknownLanguage, UnknownVoice
 from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
-from supertonic.prepared import (
-    FIRST_SLICE,
-    Prepared,
-    check_precision,
-    has_fast_bfloat16,
-    prepare,
-)
-from supertonic.text import MAX_IDS, VOCABULARY, count_ids, encode, split_text
-from supertonic.voices import Style, load_styles, mix, shares
-from supertonic.weights import load_weights
+from supertonic.passes import is_small, plan_passes, size_per_pass
+from supertonic.prepared import FIRST_SLICE, Prepared
+from supertonic.text import encode
+from supertonic.utterance import Audio, OnSlice, Utterance, in_parts, joined
+from supertonic.voices import Style, mix, shares
 
-BUILTIN = Path(__file__).parent / "builtin"
-BUILTIN_DESCRIPTION = (
-    "Small built-in voice: intelligible, monotone, made by this project from synthetic speech. "
-    "Install the Supertonic 2 weights for natural speech."
-)
 # Words and rows of the batches for which a GPU has graphs from the start.
 WARM_SHAPES = [(5, 1), (7, 1), (20, 1), (5, 4), (5, 16), (20, 8), (40, 8), (20, 32)]
 
 KEPT_MIXTURES = 100  # some 50 KB each
-
-
-@dataclass(frozen=True)
-class Utterance:
-    text: str
-    language: str
-    voice: str  # or a mixture, such as M1(2)+F3
-    steps: int
-    speed: float
-    seed: int
-    index: int  # which chunk of its request; with the seed it decides the noise
-
-
-@dataclass(frozen=True, eq=False)
-class Audio:
-    samples: np.ndarray  # (N,) float32, as the model made them
-    sample_rate: int
-
-
-OnSlice = Callable[[int, np.ndarray], bool | None]  # true: the rest in one piece, please
 
 
 class SliceRate:
@@ -124,7 +85,7 @@ class Engine:
         # microseconds: a second thread gains nothing, and on a busy machine its waiting turned
         # 17 ms into 3 seconds. In bfloat16 it is not much better, and shared products sum in
         # another order.
-        does_share = precision == "float32" and not _is_small(model.config)
+        does_share = precision == "float32" and not is_small(model.config)
         self._threads = cores if does_share else 1
         self.graphs: Graphs | None = None
         if device.startswith("cuda") and isinstance(self.model, Prepared):
@@ -347,210 +308,3 @@ def _finite(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise FloatingPointError("the model's samples are not all finite; try another precision")
     return samples
-
-
-def joined(parts: Sequence[Audio]) -> Audio:
-    """One after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    samples = np.concatenate([part.samples for part in parts])
-    return Audio(samples, parts[0].sample_rate)
-
-
-def in_parts(utterance: Utterance, longest: int) -> list[Utterance]:
-    """The utterance itself, or as many as its text needs: none has more than so many characters
-    or, as Hangul has sooner, than the model takes ids.
-    """
-    if len(utterance.text) <= longest and count_ids(utterance.text) <= MAX_IDS:
-        return [utterance]
-    chunks = split_text(
-        utterance.text, utterance.language, first_chars=longest, target_chars=longest
-    )
-    # Each part has its own noise; a request has fewer chunks than this.
-    return [
-        replace(utterance, text=chunk.text, index=utterance.index + (number << 32))
-        for number, chunk in enumerate(chunks)
-    ]
-
-
-def plan_passes(sizes: Sequence[float], size_per_pass: float) -> list[list[int]]:
-    """Which rows are computed together: similar sizes, as many as would make at most
-    `size_per_pass` if all were like the largest of them. One above that gets a pass of its own.
-    """
-    passes: list[list[int]] = []
-    for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
-        # Sorted, so this row is the largest so far.
-        if passes and sizes[row] * (len(passes[-1]) + 1) <= size_per_pass:
-            passes[-1].append(row)
-        else:
-            passes.append([row])
-    return passes
-
-
-def size_per_pass(config: ModelConfig, device: str) -> float:
-    """How much goes through the model at once, in characters at speed 1.
-
-    Measured, milliseconds per row of the prepared model on one core at 2 steps, for 1 / 2 / 4 / 8
-    rows at a time: full size, 26 characters: 125 / 98 / 80 / 71; 110 characters: 380 / 373 / 347;
-    built-in size, 26 characters, for 1 / 8 / 16 / 32: 9.2 / 1.9 / 1.5 / 1.3. Most is gained by
-    some 256 characters in full size and 1,000 in a small one; smaller passes leave more of them
-    for the other cores. A GPU takes everything the caller put together.
-    """
-    if device.startswith("cuda"):
-        return float("inf")
-    return 1000 if _is_small(config) else 256
-
-
-def _is_small(config: ModelConfig) -> bool:
-    return config.vocoder.width < 256
-
-
-def usable_cores() -> int:
-    """Physical cores this process may use. Two threads on one core share its multipliers."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    return min(len(one_per_core()), _container_limit())
-
-
-def one_per_core() -> list[int]:
-    """Of each physical core that this process may use, one of the processors it is for Linux."""
-    cores: dict[str, int] = {}
-    for cpu in sorted(os.sched_getaffinity(0)):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
-    return list(cores.values())
-
-
-def _container_limit() -> int:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return os.cpu_count() or 1
-
-
-class _Unfilled(TorchFunctionMode):
-    """Layers built in here get memory, but no random numbers: those come from a file.
-
-    The meta device would do that too; what it imports takes a second and 70 MB.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def load_engine(
-    model: str = "auto",
-    model_dir: str | Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    *,
-    prepared: bool = True,
-) -> Engine:
-    """Load a model directory: `supertonic.safetensors`, `voice_styles/*.json`, maybe `config.json`.
-
-    model: "supertonic-2" is what lies in `model_dir`; "tiny" is the built-in voice; "auto" is the
-    first of the two that is there; anything else is a directory of its own.
-    precision: of the matrix products; see `resolve_precision` for "auto". `prepared=False` runs
-    the model as it is written, slower.
-    """
-    device = resolve_device(device)
-    name, directory = resolve_directory(model, model_dir)
-    config = load_config(directory)
-    if precision == "auto":
-        precision = resolve_precision(config, device) if prepared else "float32"
-    check_precision(precision, device)
-    if precision != "float32" and not prepared:
-        raise ConfigError(f"precision {precision!r} needs the prepared model; unprepared: float32")
-    # Meanwhile on another core, if there is one: it reads the same file.
-    fingerprint = ThreadPoolExecutor(1).submit(_fingerprint, directory, config, precision)
-    with _Unfilled():
-        network = Supertonic(config)
-    load_weights(network, directory / WEIGHTS)
-    duration = config.duration_predictor
-    styles = load_styles(
-        directory / "voice_styles",
-        (config.n_style, config.style_dim),
-        (duration.n_style, duration.style_dim),
-    )
-    if device == "cpu":
-        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    if prepared:
-        network = prepare(network, device, precision)
-    is_builtin = directory == BUILTIN
-    return Engine(
-        network,
-        styles,
-        name=name,
-        description=BUILTIN_DESCRIPTION if is_builtin else f"Supertonic weights in {directory}.",
-        is_builtin=is_builtin,
-        fingerprint=fingerprint.result(),
-        device=device,
-        precision=precision,
-    )
-
-
-def resolve_device(device: str) -> str:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return "cuda" if count else "cpu"
-    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if known is None:
-        raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda, cuda:<number>")
-    if device != "cpu" and int(known[1] or 0) >= count:
-        there = ", ".join(f"cuda:{number}" for number in range(count)) or "none"
-        raise ConfigError(f"device {device!r} was asked for; CUDA devices here: {there}")
-    return device
-
-
-def resolve_precision(config: ModelConfig, device: str) -> str:
-    """What "auto" means: bfloat16 where that is faster, else float32.
-
-    Faster is where the device multiplies bfloat16 itself and multiplying is what takes the time,
-    which is not so in a small model.
-    """
-    is_faster = has_fast_bfloat16(device) and not _is_small(config)
-    return "bfloat16" if is_faster else "float32"
-
-
-def resolve_directory(model: str, model_dir: str | Path | None) -> tuple[str, Path]:
-    """The name of the model and the directory that holds it."""
-    published = Path(model_dir) if model_dir else None
-    if model == "auto":
-        has_weights = published is not None and (published / WEIGHTS).exists()
-        model = "supertonic-2" if has_weights else "tiny"
-    if model == "tiny":
-        return "tiny", BUILTIN
-    if model == "supertonic-2" and published is not None:
-        name, directory = model, published
-    else:
-        name, directory = Path(model).resolve().name, Path(model)
-    if not (directory / WEIGHTS).exists():
-        raise WeightsError(
-            f"{directory}: no {WEIGHTS} there; `python -m supertonic download` fetches it"
-        )
-    return name, directory
-
-
-def load_config(directory: Path) -> ModelConfig:
-    path = directory / "config.json"
-    config = ModelConfig.load(path) if path.exists() else ModelConfig()
-    if config.vocabulary != len(VOCABULARY) + 1:
-        raise ConfigError(
-            f"{path}: vocabulary: expected {len(VOCABULARY) + 1}, got {config.vocabulary}"
-        )
-    return config
-
-
-def _fingerprint(directory: Path, config: ModelConfig, precision: str) -> str:
-    """Changes with anything that changes the sound."""
-    digest = hashlib.blake2b(repr((config, precision)).encode(), digest_size=6)
-    for path in [directory / WEIGHTS, *sorted((directory / "voice_styles").glob("*.json"))]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

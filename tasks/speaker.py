@@ -34,7 +34,7 @@ from tasks.tally import Done, Tally
 from tasks.throughput import Shares, Throughput
 
 if TYPE_CHECKING:
-    from supertonic.engine import Audio, OnSlice, Utterance
+    from supertonic.utterance import Audio, OnSlice, Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ class Speaker:
 
 def _utterance(chunk: Chunk) -> "Utterance":
     # Imported here: the engine brings torch, and Flower loads this module without it.
-    from supertonic.engine import Utterance
+    from supertonic.utterance import Utterance
 
     return Utterance(
         text=chunk.text,

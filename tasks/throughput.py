@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from supertonic.engine import Audio, Utterance
+    from supertonic.utterance import Audio, Utterance
 
 # A mean of fewer batches says nothing yet.
 TRUSTED = 3
@@ -116,7 +116,7 @@ class _Speaks(Protocol):
 
 def measure(throughput: Throughput, engine: _Speaks) -> None:
     """Before the first request: batches of 1, 8 and 32, as far as time allows."""
-    from supertonic.engine import Utterance
+    from supertonic.utterance import Utterance
 
     language = engine.languages[0]
     row = Utterance(TEXT, language, engine.voices[0], steps=2, speed=1.0, seed=0, index=0)

@@ -52,9 +52,9 @@ settings = Settings.from_env()
 def load_engine() -> Any:
     """The engine this worker speaks with. Raises SupertonicError when it cannot be loaded."""
     # Imported here: Flower imports this module to know the task, but has no torch.
-    from supertonic import engine
+    from supertonic import loading
 
-    loaded = engine.load_engine(
+    loaded = loading.load_engine(
         model=settings.model,
         model_dir=settings.model_dir,
         device=settings.device,
@@ -127,7 +127,7 @@ app.steps["consumer"].add(BatchingConsumer)
 def _time_batches(engine: Any, pace: Pace) -> Cost:
     """Speak a little, so that the first listener's batch is not formed by guesswork."""
     # Imported here, as above.
-    from supertonic.engine import Utterance
+    from supertonic.utterance import Utterance
 
     # On all cores at the same time, so that they are in each other's way as they will be.
     cores, language = engine.batches_at_once, engine.languages[0]

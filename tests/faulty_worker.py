@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 import tasks.worker
-from supertonic.engine import Audio, Engine, Utterance
+from supertonic.engine import Engine
+from supertonic.utterance import Audio, Utterance
 from tasks.celery import app
 
 __all__ = ["app"]

@@ -13,8 +13,8 @@ import numpy as np
 
 import tasks.worker
 from benchmarks.null_engine import SAMPLE_RATE, NullEngine
-from supertonic.engine import Audio, Utterance
 from supertonic.text import estimate_seconds
+from supertonic.utterance import Audio, Utterance
 from tasks.celery import app
 
 __all__ = ["app"]

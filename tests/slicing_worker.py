@@ -14,7 +14,8 @@ import numpy as np
 
 import tasks.slicing
 import tasks.worker
-from supertonic.engine import Audio, Engine, OnSlice, Utterance
+from supertonic.engine import Engine
+from supertonic.utterance import Audio, OnSlice, Utterance
 from tasks.celery import app
 
 __all__ = ["app"]

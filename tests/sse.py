@@ -14,7 +14,7 @@ import requests
 import soundfile
 
 from supertonic.config import ModelConfig
-from supertonic.engine import BUILTIN
+from supertonic.loading import BUILTIN
 
 BUILTIN_CONFIG = ModelConfig.load(BUILTIN / "config.json")
 SAMPLE_RATE = BUILTIN_CONFIG.sample_rate

@@ -17,7 +17,7 @@ from benchmarks.bench_pipeline import Rates
 from benchmarks.chart import bar_chart
 from benchmarks.measure import json_line
 from supertonic.config import ModelConfig
-from supertonic.engine import usable_cores
+from supertonic.cores import usable_cores
 from tests.stack import ROOT
 
 SHALLOW = replace(

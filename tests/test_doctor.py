@@ -35,8 +35,8 @@ from supertonic.doctor import (
     redis_answers,
     service,
 )
-from supertonic.engine import Audio, Utterance
 from supertonic.layers import Span
+from supertonic.utterance import Audio, Utterance
 from supertonic.voices import VOICES
 from supertonic.weights import save_weights
 from tests.random_weights import random_model, random_style

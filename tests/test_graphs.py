@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from supertonic.engine import load_engine
 from supertonic.graphs import (
     MOST_GRAPHS,
     MOST_MISSED,
@@ -22,6 +21,7 @@ from supertonic.graphs import (
     round_up,
 )
 from supertonic.kernels import Rows
+from supertonic.loading import load_engine
 from supertonic.model import Batch
 from supertonic.prepared import Prepared
 from supertonic.text import encode

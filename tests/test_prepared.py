@@ -12,21 +12,17 @@ import torch
 from supertonic import kernels, loops
 from supertonic import prepared as prepared_module
 from supertonic.config import ModelConfig
-from supertonic.engine import (
-    BUILTIN,
-    WEIGHTS,
-    Engine,
-    Utterance,
-    load_engine,
-    resolve_precision,
-    usable_cores,
-)
+from supertonic.cores import usable_cores
+from supertonic.download import WEIGHTS
+from supertonic.engine import Engine
 from supertonic.errors import ConfigError
 from supertonic.kernels import FEWEST, PART, SIZES, Form, Rows
 from supertonic.layers import Span
+from supertonic.loading import BUILTIN, load_engine, resolve_precision
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import Prepared, prepare, slice_ends
 from supertonic.text import encode
+from supertonic.utterance import Utterance
 from supertonic.voices import VOICES
 from supertonic.weights import load_weights
 from tests.random_weights import full_model, random_style
@@ -355,7 +351,7 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it_and_the_model_is_large
     small = load_engine("tiny", device="cpu")
     assert small.precision == "float32"
     for has_it, expected in [(True, "bfloat16"), (False, "float32")]:
-        monkeypatch.setattr("supertonic.engine.has_fast_bfloat16", lambda _, has_it=has_it: has_it)
+        monkeypatch.setattr("supertonic.loading.has_fast_bfloat16", lambda _, has_it=has_it: has_it)
         assert resolve_precision(ModelConfig(), "cpu") == expected
         assert resolve_precision(small.model.config, "cpu") == "float32"
 

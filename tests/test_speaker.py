@@ -14,7 +14,9 @@ import pytest
 import redis
 import torch
 
-from supertonic.engine import Audio, Engine, Utterance, load_engine
+from supertonic.engine import Engine
+from supertonic.loading import load_engine
+from supertonic.utterance import Audio, Utterance
 from tasks.batching import Waiting
 from tasks.cache import content_key
 from tasks.events import ChunkResult, EventStore, connect

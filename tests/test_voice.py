@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from supertonic import vector_estimator, vocoder
-from supertonic.engine import Engine, Utterance, load_engine
+from supertonic.engine import Engine
 from supertonic.layers import Span
+from supertonic.loading import load_engine
 from supertonic.model import Supertonic
+from supertonic.utterance import Utterance
 from training.judging import Score, score
 from training.loudness import lufs
 from training.recogniser import Ear

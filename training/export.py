@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from supertonic.engine import BUILTIN, WEIGHTS, Utterance, load_config, load_engine
+from supertonic.download import WEIGHTS
+from supertonic.loading import BUILTIN, load_config, load_engine
 from supertonic.model import Supertonic
+from supertonic.utterance import Utterance
 from supertonic.weights import load_weights, save_weights
 from training import decoder, durations, text_to_latent
 from training.corpus import load_space

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from supertonic.engine import BUILTIN, Engine, Utterance, load_engine
+from supertonic.engine import Engine
 from supertonic.layers import Span
+from supertonic.loading import BUILTIN, load_engine
 from supertonic.model import draw_noise
+from supertonic.utterance import Utterance
 from training import fast
 from training.corpus import USUAL_RATE, Item, read_aloud, test_texts
 from training.judging import Score, distortion, score

@@ -8,7 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from supertonic.engine import BUILTIN, Utterance, load_engine
+from supertonic.loading import BUILTIN, load_engine
+from supertonic.utterance import Utterance
 from training.corpus import USUAL_RATE, load_space, read_aloud
 from training.latents import resynthesise
 from training.plan import VOICES, WORK
