@@ -120,6 +120,11 @@ def send_advance(job_id: str) -> None:
     _send_to_files(ADVANCE, job_id)
 
 
+def send_delivery(job_id: str) -> None:
+    """Ask the files worker to tell a job's webhook that it has ended."""
+    _send_to_files(DELIVER, job_id)
+
+
 def send_book(job_id: str) -> None:
     """Ask the files worker to make a job's book."""
     _send_to_files(MAKE_BOOK, job_id)

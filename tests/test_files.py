@@ -5,8 +5,8 @@ from pathlib import Path
 
 import redis
 
+from tasks.advancing import JobAdvancer
 from tasks.events import ChunkResult, EventStore
-from tasks.files import JobAdvancer
 from tasks.jobfiles import JobFiles
 from tasks.messages import Kind
 from tasks.sending import silence_s
@@ -20,7 +20,7 @@ def test_a_job_that_waits_its_turn_is_not_queued_again(
     client.flushall()
     job, files = a_job("0" * 24, 5, Kind.LONG), JobFiles(tmp_path)
     files.save(job, some_pieces(5))
-    advancer = JobAdvancer(client, files)
+    advancer = JobAdvancer(client, files, Settings())
 
     def messages(age_s: float) -> int:
         client.zadd(f"supertonic:sent:{job.job_id}", dict.fromkeys(range(5), time.time() - age_s))
@@ -53,7 +53,7 @@ def test_what_kept_a_job_is_told_as_long_as_it_keeps_it(
     client.flushall()
     job, files = a_job("0" * 24, 2, Kind.LONG), JobFiles(tmp_path)
     files.save(job, some_pieces(2))
-    advancer = JobAdvancer(client, files)
+    advancer = JobAdvancer(client, files, Settings())
     advancer.advance(job.job_id)
     advancer.long_jobs.note(job.job_id, "no room")
 

@@ -14,7 +14,7 @@ import redis
 from supertonic.audio import wav_bytes
 from tasks.jobfiles import JobFiles
 from tasks.places import Place, PlaceAway, open_at
-from tasks.settings import SettingsError
+from tasks.settings import Settings, SettingsError
 from tests.examples import a_job, some_pieces
 from tests.sse import joined, read_events, samples_of
 from tests.stack import ROOT, Stack, wait_for
@@ -93,7 +93,7 @@ def test_a_refused_url_is_shown_without_user_and_password(url: str) -> None:
 def test_a_job_tells_of_a_place_that_is_away_without_user_and_password(
     client: redis.Redis, tmp_path: Path
 ) -> None:
-    from tasks.files import JobAdvancer
+    from tasks.advancing import JobAdvancer
 
     client.flushall()
     # webhdfs:// takes a login and needs nothing installed; nobody listens on that port.
@@ -101,7 +101,7 @@ def test_a_job_tells_of_a_place_that_is_away_without_user_and_password(
     with pytest.raises(PlaceAway) as raised:
         files.check_writable()
     finished(files)
-    advancer = JobAdvancer(client, files)
+    advancer = JobAdvancer(client, files, Settings())
     advancer.store.create(a_job("job", 2), some_pieces(2), 60)
     advancer.advance("job")
     job = advancer.store.job("job")
@@ -220,13 +220,13 @@ def test_no_sound_stays_behind_of_which_a_killed_worker_told_nobody(
 def test_a_store_that_does_not_answer_keeps_one_thread_and_no_other_job(
     url: str, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.files import JobAdvancer
+    from tasks.advancing import JobAdvancer
 
     client.flushall()
     files = JobFiles(tmp_path / "data", url)
     files.check_writable()
     finished(files)
-    advancer = JobAdvancer(client, files)
+    advancer = JobAdvancer(client, files, Settings())
     is_asked, answers = threading.Event(), threading.Event()
 
     def put(name: str, path: Path) -> str:
