@@ -46,18 +46,18 @@ class Accepting:
         """
         if key is None:
             return *self._make(body, owner, new_job_id()), False
-        fingerprint = _fingerprint(body)
+        wanted = fingerprint(body)
         try:
             with self.keys.claim(owner, key) as claim:
                 known = self.speech.find(claim.job_id) if claim.job_id else None
                 if known is not None:
-                    if claim.fingerprint != fingerprint:
+                    if claim.fingerprint != wanted:
                         detail = (
                             "This Idempotency-Key was used for another request; send a new one."
                         )
                         raise Problem(422, detail, job_id=claim.job_id)
                     return *known, True
-                claim.remember(new_job_id(), fingerprint)
+                claim.remember(new_job_id(), wanted)
                 try:
                     return *self._make(body, owner, claim.job_id), False
                 except BaseException:
@@ -87,7 +87,9 @@ class Accepting:
             raise
 
 
-def _fingerprint(body: LongBody) -> str:
-    """The same for bodies that mean the same, however they are written."""
-    text = json.dumps(body.model_dump(), sort_keys=True)
+def fingerprint(body: LongBody) -> str:
+    """The same for bodies that mean the same, however they are written, also before a version that
+    knows more fields.
+    """
+    text = json.dumps(body.model_dump(exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -52,7 +52,13 @@ def job_book(job_id: str) -> AnyResponse:
         raise Problem(409, "Only long jobs become books; this is a stream.", state=job.state.value)
     if job.state is not State.DONE:
         raise not_yet(job, "its book can be made once it is done")
-    folder = speech().files.folder(job_id)
+    files = speech().files
+    folder = files.folder(job_id)
+    if not (folder / BOOK).exists():
+        sound = files.open_sound(job_id)
+        if sound is None:
+            raise Problem(410, "The audio of this job is no longer kept.")
+        sound[0].close()
     _wait_for(job, folder / BOOK)
     try:
         file = (folder / BOOK).open("rb")
@@ -60,18 +66,19 @@ def job_book(job_id: str) -> AnyResponse:
         raise Problem(410, "The book of this job is no longer kept.") from None
     size = (folder / BOOK).stat().st_size
     response = whole_file(file, size, f"{job_id}-book", "audio/mp4")
-    title = Book.load(folder).title.replace("/", "-")
-    response.headers.set(
-        "Content-Disposition", "attachment", **_file_name(f"{title or job_id}.m4b")
-    )
+    names = file_names(Book.load(folder).title, job_id)
+    response.headers.set("Content-Disposition", "attachment", **names)
     return response
 
 
-def _file_name(name: str) -> dict[str, str]:
+def file_names(title: str, job_id: str) -> dict[str, str]:
     """The name for all clients, and as it is for those that read RFC 8187. Headers are ASCII."""
+    name = title.replace("/", "-")
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    whole = {} if plain == name else {"filename*": f"UTF-8''{quote(name, safe='')}"}
-    return {"filename": plain} | whole
+    names = {"filename": f"{plain.replace('/', '-').strip() or job_id}.m4b"}
+    if plain != name:
+        names["filename*"] = f"UTF-8''{quote(name, safe='')}.m4b"
+    return names
 
 
 def _wait_for(job: Job, path: Path) -> None:

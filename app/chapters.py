@@ -24,7 +24,7 @@ def cut_chapters(text: str, book: str = "") -> list[ChapterText]:
     """
     chapters: list[ChapterText] = []
     title, lines = "", list[str]()
-    for line in text.removeprefix("\ufeff").split("\n"):
+    for line in _lines(text):
         found = title_of(line)
         if not found:
             lines.append(line)
@@ -37,7 +37,12 @@ def cut_chapters(text: str, book: str = "") -> list[ChapterText]:
 
 def has_titles(text: str) -> bool:
     """Whether any line of it begins a chapter."""
-    return any(title_of(line) for line in text.split("\n"))
+    return any(title_of(line) for line in _lines(text))
+
+
+def _lines(text: str) -> list[str]:
+    # Editors on Windows put an invisible mark in front.
+    return text.removeprefix("\ufeff").split("\n")
 
 
 def _chapter(title: str, lines: list[str], book: str) -> Iterator[ChapterText]:

@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 from supertonic.audio import wav_bytes
+from tasks.books import AAC_BIT_RATE
 
 # What the OpenAI interface means by pcm.
 PCM_RATE = 24_000
@@ -34,7 +35,6 @@ MEDIA_TYPES = {
     "pcm": "audio/pcm",
 }
 FILE_FORMATS = ("wav", "mp3", "opus", "aac", "flac")
-AAC_BIT_RATE = 96_000
 # Of an MP3 whose bits per second change, without its length in front, readers cannot tell where it
 # ends. This much compression gives 112 kbit/s at 44.1 kHz.
 _MP3_OPTIONS = {"bitrate_mode": "CONSTANT", "compression_level": 0.7}

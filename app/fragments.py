@@ -40,8 +40,13 @@ class Fragments:
         """What is whole now, to be spoken next.
 
         Raises:
-            Problem: 422 for a sentence without an end; nothing of this text is kept then.
+            Problem: 422 for a text that is too long, also as the lexicon has it read, or a sentence
+                without an end; nothing of this text is kept then.
         """
+        most = self.settings.max_text_chars
+        if len(text) > most:
+            detail = f"has {len(text)} characters; at most {most} are allowed"
+            raise field_problem("text", text, detail)
         begun = self._rest + text
         # Pauses, also such as are not whole yet, are for what is before them.
         known = without_last(begun)
@@ -51,14 +56,17 @@ class Fragments:
         if end:
             whole, last = f"{whole}\n\n{last[:end]}".lstrip(), last[end:].lstrip()
         rest = last + _SPACE.sub(_shortest, begun[len(known) :])
-        if len(rest) > self.settings.max_text_chars:
-            limit = f"{self.settings.max_text_chars} characters without the end of a sentence"
+        if len(rest) > most:
+            limit = f"{most} characters without the end of a sentence"
             raise field_problem("text", rest, f"has more than {limit}; send a flush in between")
+        wish = self._wish(whole, self.body.pause_s)
         self._rest_before, self._rest = self._rest, rest
-        return self._wish(whole, self.body.pause_s)
+        return wish
 
     def flush(self, is_end: bool = False) -> WishBody | None:
-        """All that is there, whole or not."""
+        """All that is there, whole or not. Nothing of it is left, also where it is a Problem: it
+        could never be spoken.
+        """
         text = self._rest_before = self._rest
         self._rest = ""
         return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
@@ -67,7 +75,8 @@ class Fragments:
         if not text or text.isspace():
             return None
         fields: dict[str, Any] = self.body.model_dump() | {"end_pause_s": end_pause_s}
-        wish = WishBody(text=text, **fields)
+        # Checked when it began: a lexicon takes a millisecond.
+        wish = WishBody.model_construct(text=text, **fields)
         paragraphs = read(wish, self.lexicon, self.settings)
         try:
             split(wish, paragraphs, self.settings)
@@ -84,8 +93,13 @@ class Fragments:
         last = self.last
         if last is None or len(last.text) + len(wish.text) > JOINED_CHARS:
             return None
-        self.last = wish.model_copy(update={"text": f"{last.text} {wish.text}"})
-        return self.last
+        both = wish.model_copy(update={"text": f"{last.text} {wish.text}"})
+        try:
+            read(both, self.lexicon, self.settings)
+        except Problem:
+            return None
+        self.last = both
+        return both
 
     def take_back(self) -> None:
         """The last that was whole could not go on: the text that made it so has not come."""

@@ -11,7 +11,7 @@ from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE, Break
-from supertonic.errors import EmptyText, UnknownVoice
+from supertonic.errors import EmptyText, TextTooLong, UnknownVoice
 from supertonic.lexicon import Lexicon
 from supertonic.pauses import MOST_S, malformed
 from supertonic.text import (
@@ -66,32 +66,38 @@ def cut(
     if not isinstance(body, LongBody) or not body.chapters:
         text = read(body, lexicon, settings)
         return text, split(body, text, settings)
-    # Each chapter by itself, so none shares a chunk with the one before it.
+    # Each chapter by itself, so none shares a chunk with the one before it. The lexicon may leave
+    # nothing of one.
+    text = read(body, lexicon, settings)
     chapters = cut_chapters(body.text, body.title)
-    if not chapters:
+    if len(chapters) > MAX_CHUNKS:
+        detail = f"has {len(chapters)} chapters; at most {MAX_CHUNKS} are allowed"
+        raise field_problem("text", body.text, detail)
+    readings = [read_text(chapter.text, lexicon) for chapter in chapters]
+    spoken = [
+        (chapter.title, reading)
+        for chapter, reading in zip(chapters, readings, strict=True)
+        if any(is_speakable(paragraph.reading.spoken) for paragraph in reading)
+    ]
+    if not spoken:
         raise field_problem("text", body.text, "holds nothing that can be spoken")
-    text, pieces = [], []
-    for chapter in chapters:
-        end_pause_s = body.end_pause_s if chapter is chapters[-1] else body.chapter_pause_s
-        alone = body.model_copy(update={"text": chapter.text, "end_pause_s": end_pause_s})
-        paragraphs = read(alone, lexicon, settings)
-        first, *others = split(alone, paragraphs, settings)
-        text += paragraphs
-        pieces += [replace(first, chapter=chapter.title), *others]
+    pieces: list[Piece] = []
+    between = body.model_copy(update={"end_pause_s": body.chapter_pause_s})
+    for number, (title, reading) in enumerate(spoken, start=1):
+        first, *others = split(body if number == len(spoken) else between, reading, settings)
+        pieces += [replace(first, chapter=title), *others]
     return text, pieces
 
 
 def read(body: SpeechBody, lexicon: Lexicon | None, settings: Settings) -> list[Paragraph]:
     """The text as it is to be spoken. Raises Problem: 422 where that is too long."""
-    paragraphs = read_text(body.text, lexicon)
-    if lexicon is not None:
+    most = settings.max_text_chars
+    try:
         # What replaces a word may be many times its length.
-        length = sum(len(paragraph.reading.spoken) for paragraph in paragraphs)
-        if length > settings.max_text_chars:
-            limit = f"at most {settings.max_text_chars} are allowed"
-            detail = f"has {length} characters as the lexicon has it read; {limit}"
-            raise field_problem("text", body.text, detail)
-    return paragraphs
+        return read_text(body.text, lexicon, most)
+    except TextTooLong:
+        detail = f"has more than {most} characters as the lexicon has it read"
+        raise field_problem("text", body.text, detail) from None
 
 
 def split(body: SpeechBody, text: Sequence[Paragraph], settings: Settings) -> list[Piece]:

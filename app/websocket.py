@@ -194,11 +194,19 @@ class _Conversation:
         if kind == "text":
             wish = self.fragments.add(validate(Text, data).text)
         else:
-            wish = self.fragments.flush(is_end=kind == "end")
+            try:
+                wish = self.fragments.flush(is_end=kind == "end")
+            except Problem:
+                # It is not spoken, but what came before it is, and the text ends.
+                self._end(kind, self.fragments)
+                raise
         if wish is not None:
             self.turns.add_sentences(self.fragments, wish)
+        self._end(kind, self.fragments)
+
+    def _end(self, kind: str, fragments: Fragments) -> None:
         if kind == "end":
-            self.turns.mark(self.fragments)
+            self.turns.mark(fragments)
             self.fragments = None
 
     def _cancel(self) -> tuple[bool, list[WishBody]]:

@@ -88,16 +88,12 @@ class Server:
         with self._lock:
             is_full = len(self._conversations) >= most
             if not is_full:
+                # Who stops the server waits for those that have started, and for no others.
+                thread.start()
                 self._conversations[thread] = conversation
         if is_full:
             detail = f"All {most} connections (SUPERTONIC_WYOMING_CONNECTIONS) are taken."
             conversation.refuse(detail)
-            return
-        try:
-            thread.start()
-        except RuntimeError:
-            self._forget(thread)
-            raise
 
     def _run(self, conversation: Conversation) -> None:
         try:

@@ -166,16 +166,15 @@ class Conversation:
         self._is_refused = False
 
     def _end(self) -> None:
-        fragments = self._fragments
+        fragments, self._fragments = self._fragments, None
         if fragments is None:
             raise Problem(409, "No stream has begun; send a synthesize-start first.")
-        wish = None if self._is_refused else fragments.flush(is_end=True)
         try:
+            wish = None if self._is_refused else fragments.flush(is_end=True)
             if wish is not None:
                 self._turns.add_sentences(fragments, wish)
         finally:
             self._turns.mark(fragments)
-            self._fragments = None
 
     def _leave(self) -> None:
         with self._state:

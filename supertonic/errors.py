@@ -41,6 +41,10 @@ class ConfigError(SupertonicError):
     """A model's config.json is incomplete or contradicts itself."""
 
 
+class TextTooLong(SupertonicError):
+    """What a lexicon makes of a text is longer than allowed."""
+
+
 class WeightsError(SupertonicError):
     """A weights file is missing, damaged or belongs to another model."""
 

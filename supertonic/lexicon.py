@@ -4,6 +4,7 @@ Listeners see what is written and hear what is spoken, so a ``Reading`` holds bo
 part of one stands for which part of the other.
 """
 
+import math
 import re
 import unicodedata
 from bisect import bisect_right
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from supertonic.errors import LexiconError
+from supertonic.errors import LexiconError, TextTooLong
 from supertonic.pauses import MARK
 
 MAX_WRITTEN_CHARS = 100
@@ -103,8 +104,11 @@ class Lexicon:
     def __init__(self, *layers: Entries) -> None:
         self.layers = layers
 
-    def read(self, text: str) -> Reading:
-        """``text``: its words are one space apart, as they are in both sides of what comes back."""
+    def read(self, text: str, most: float = math.inf) -> Reading:
+        """``text``: its words are one space apart, as they are in both sides of what comes back.
+
+        Raises TextTooLong for more than ``most`` characters to be spoken.
+        """
         written = unicodedata.normalize("NFC", text)
         tokens = _Tokens(_straight(written))
         parts: list[str] = []
@@ -123,6 +127,10 @@ class Lexicon:
             replaced.append((length, length + len(spoken), start, end))
             length += len(spoken)
             index, done = index + count, end
+            if length > most:
+                break
+        if length + len(written) - done > most:
+            raise TextTooLong(f"more than {most} characters are to be spoken")
         if not replaced:
             return Reading(text, text)
         parts.append(written[done:])

@@ -34,13 +34,18 @@ def without_last(text: str) -> str:
     """A text whose end is still to come, without the marks and the white space it ends with, nor
     what may yet become a mark.
     """
-    start = text.rfind("[")
+    start, end = text.rfind("["), len(text)
     if start >= 0 and _may_become_one(text[start : start + _LONGEST + 1]):
-        text = text[:start]
-    text = text.rstrip()
-    while text.endswith("]") and _MARK.fullmatch(text, max(0, text.rfind("["))):
-        text = text[: text.rfind("[")].rstrip()
-    return text
+        end = start
+    while end > 0:
+        if text[end - 1].isspace():
+            end -= 1
+            continue
+        start = text.rfind("[", max(0, end - _LONGEST - 1), end)
+        if start < 0 or not _MARK.fullmatch(text, start, end):
+            break
+        end = start
+    return text[:end]
 
 
 def _may_become_one(text: str) -> bool:

@@ -5,6 +5,7 @@ language tags and looks up ids, ``split_text`` cuts long text into chunks, spoke
 Standard library only, so the web can use it without the model.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -213,15 +214,19 @@ class TextChunk:
         return usual[self.ends_at] if self.pause_s is None else min(self.pause_s, MOST_S)
 
 
-def read_text(text: str, lexicon: Lexicon | None = None) -> list[Paragraph]:
-    """A text as it is to be spoken, in paragraphs whose words are one space apart."""
+def read_text(text: str, lexicon: Lexicon | None = None, most: float = math.inf) -> list[Paragraph]:
+    """A text as it is to be spoken, in paragraphs whose words are one space apart.
+
+    Raises TextTooLong where the lexicon makes more than ``most`` characters of it.
+    """
     found: list[Paragraph] = []
     parts: Iterator[str | None] = iter((*_PARTING.split(text), None, None))
     for part, number, unit in zip(parts, parts, parts, strict=True):
         written = " ".join((part or "").split())
         pause_s = seconds(number, unit) if number and unit else None
         if written or (pause_s is not None and not found):
-            reading = lexicon.read(written) if lexicon else Reading(written, written)
+            reading = lexicon.read(written, most) if lexicon else Reading(written, written)
+            most -= len(reading.spoken)
             found.append(Paragraph(reading, pause_s))
         elif pause_s is not None:
             # Marks in a row, or one in a line of its own, belong to what is before.

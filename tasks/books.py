@@ -19,6 +19,8 @@ from tasks.messages import Piece
 FACTS, BOOK = "book.json", "book.m4b"
 # How long what was noted of a book in the making is true.
 NOTE_S = 60
+# Of speech in one channel; an hour has 43 MB.
+AAC_BIT_RATE = 96_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class JobFiles:
         except FileNotFoundError:
             return None
         record: dict[str, Any] = json.loads(text)
-        pieces = [Piece(*row) for row in record.pop("pieces")]
+        pieces = [Piece.of_row(row) for row in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
         record["request"] = SpeechRequest(**record["request"])

@@ -3,6 +3,7 @@
 It is made when somebody asks for it, by the files worker, and kept beside the sound.
 """
 
+import errno
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ import redis
 from celery.utils.log import get_logger
 
 from supertonic.audio import WAV_HEADER_BYTES
-from tasks.books import BOOK, Book, Chapter, Making, chapters
+from tasks.books import AAC_BIT_RATE, BOOK, Book, Chapter, Making, chapters
 from tasks.jobfiles import JobFiles
 from tasks.logs import facts
 from tasks.messages import Job, Piece
@@ -28,7 +29,6 @@ logger = get_logger(__name__)
 
 # Not ``*.partial``: those are removed when a job is closed, which may be at this moment.
 PARTIAL, LOCK = "book.m4b.part", "book.lock"
-BIT_RATE = 96_000
 BLOCK_BYTES = 1 << 18
 NOTE_EVERY_S = 1.0
 
@@ -63,24 +63,36 @@ class BookMaker:
         folder, making = self.files.folder(job.job_id), Making(self.redis, job.job_id)
         making.note()
         try:
-            found, entries = self.files.open_sound(job.job_id), self.files.entries(job.job_id)
-            if found is None or len(entries) < job.count:
-                return
-            with found[0] as sound:
-                marks, book = list(chapters(pieces, entries)), Book.load(folder)
-                progress = _Progress(making, entries[-1].end)
-                write_m4b(folder / PARTIAL, sound, job.sample_rate, book, marks, progress)
+            self._write(folder, job, pieces, making)
             os.replace(folder / PARTIAL, folder / BOOK)
         except (OSError, av.FFmpegError, PlaceAway) as error:
-            # A full disk, above all. Its place is of more use to others.
-            with suppress(OSError):
-                (folder / PARTIAL).unlink(missing_ok=True)
-            why = getattr(error, "strerror", None) or str(error)
-            making.note(error=why)
-            logger.warning("a book cannot be made: %s", why, extra=facts(job_id=job.job_id))
+            # A full disk, above all.
+            self._give_up(folder, making, getattr(error, "strerror", None) or str(error))
+        except Exception:
+            # Where sound is kept elsewhere, that library's own errors.
+            logger.exception("a book cannot be made", extra=facts(job_id=job.job_id))
+            self._give_up(folder, making, "its sound cannot be read, see the files worker's log")
         else:
             making.forget()
             logger.info("book made", extra=facts(job_id=job.job_id))
+
+    def _write(self, folder: Path, job: Job, pieces: list[Piece], making: Making) -> None:
+        found, entries = self.files.open_sound(job.job_id), self.files.entries(job.job_id)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "its sound is no longer kept")
+        with found[0] as sound:
+            if len(entries) < job.count:
+                raise OSError(errno.EINVAL, "its sound is not whole")
+            marks, book = list(chapters(pieces, entries)), Book.load(folder)
+            progress = _Progress(making, entries[-1].end)
+            write_m4b(folder / PARTIAL, sound, job.sample_rate, book, marks, progress)
+
+    def _give_up(self, folder: Path, making: Making, why: str) -> None:
+        # Its place is of more use to others.
+        with suppress(OSError):
+            (folder / PARTIAL).unlink(missing_ok=True)
+        making.note(error=why)
+        logger.warning("a book cannot be made: %s", why, extra=facts(job_id=folder.name))
 
 
 class _Progress:
@@ -116,7 +128,7 @@ def write_m4b(
     with av.open(str(path), "w", format="ipod", options=options) as file:
         file.metadata.update(_tags(book))
         file.set_chapters([_mark(number, mark, sample_rate) for number, mark in enumerate(marks)])
-        stream = file.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=BIT_RATE)
+        stream = file.add_stream("aac", rate=sample_rate, layout="mono", bit_rate=AAC_BIT_RATE)
         sound.seek(WAV_HEADER_BYTES)
         done = 0
         while block := sound.read(BLOCK_BYTES):

@@ -83,8 +83,13 @@ class Piece:
     def spoken(self) -> str:
         return self.read_as or self.text
 
+    @classmethod
+    def of_row(cls, row: list[Any]) -> "Piece":
+        """What a newer version put behind these fields is left out."""
+        return cls(*row[:4])
+
     def to_row(self) -> list[str | float]:
-        """As it is stored; ``Piece(*row)`` is the piece again."""
+        """As it is stored; ``of_row`` makes the piece again."""
         row: list[str | float] = [self.text, self.pause_s]
         if self.read_as or self.chapter:
             row.append(self.read_as)
@@ -211,4 +216,4 @@ def pieces_to_json(pieces: list[Piece]) -> str:
 
 
 def pieces_from_json(text: str) -> list[Piece]:
-    return [Piece(*row) for row in json.loads(text)]
+    return [Piece.of_row(row) for row in json.loads(text)]

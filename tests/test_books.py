@@ -14,12 +14,18 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.chapters import FIRST, cut_chapters, title_of
+from app.books import file_names
+from app.chapters import FIRST, cut_chapters, has_titles, title_of
+from app.errors import Problem
+from app.schemas import LongBody
+from app.submit import cut
+from supertonic.lexicon import Entries, Lexicon
 from tasks.books import Book, Chapter, chapters
 from tasks.jobfiles import JobFiles
 from tasks.jobsound import Entry
 from tasks.m4b import PARTIAL
 from tasks.messages import Kind, Piece, State
+from tasks.settings import Settings
 from tests.examples import a_job
 from tests.sse import SAMPLE_RATE, samples_of
 from tests.stack import Stack, fill, wait_for
@@ -67,6 +73,9 @@ def test_a_text_is_cut_at_its_titles() -> None:
     assert "# ***" in found[2].text
     assert cut_chapters(BOOK, "My Book")[0].title == "My Book"
     assert [each.title for each in cut_chapters("\ufeff# One\nText.")] == ["One"]
+    assert has_titles("\ufeff# One") and not has_titles("\n#One")
+    (long,) = cut_chapters("# " + "a" * 300)
+    assert len(long.title) == 200 and "a" * 300 in long.text
     assert cut_chapters("***\n\n[pause 1s]\n# [pause 2s]") == []
     (only,) = cut_chapters("[pause 1s]\n# One [pause 2s] more\nText.")
     assert only.title == "One more" and "[pause 2s]" in only.text
@@ -178,6 +187,24 @@ def test_chapters_know_pause_marks_and_the_lexicon(server: Stack) -> None:
     assert np.array_equal(samples_of(server.get(other["links"]["audio"]).content), spoken)
 
 
+def test_limits_hold_for_all_chapters_together() -> None:
+    limits, lexicon = Settings(max_text_chars=1000), Lexicon(Entries({"b": "hello"}))
+    body = LongBody(text="# b\n" + "b " * 50, chapters=True, language="en")
+    _, pieces = cut(body, lexicon, limits)
+    assert [piece.chapter for piece in pieces if piece.chapter] == ["b"]
+    with pytest.raises(Problem, match="more than 1000 characters as the lexicon"):
+        cut(body.model_copy(update={"text": body.text * 4}), lexicon, limits)
+    with pytest.raises(Problem, match="has 2001 chapters; at most 2000"):
+        cut(body.model_copy(update={"text": "# b\n" * 2001}), None, Settings())
+
+
+def test_a_chapter_of_which_the_lexicon_leaves_nothing_is_left_out() -> None:
+    lexicon = Lexicon(Entries({"One": "…", "Two": "…"}))
+    body = LongBody(text="# One\n# Two\nHello.\n# One", chapters=True, end_pause_s=0.5)
+    _, pieces = cut(body, lexicon, Settings())
+    assert [(piece.chapter, piece.pause_s) for piece in pieces] == [("Two", 0.5)]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -226,6 +253,32 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
         assert len(file.chapters()) == 30
         assert float(file.streams.audio[0].duration * file.streams.audio[0].time_base) == 1800
     assert not (folder / PARTIAL).exists()
+
+
+def test_a_book_of_sound_that_is_gone_or_broken_is_refused_at_once(stack: Stack) -> None:
+    stack.start_all()
+    broken, gone = a_long_sound(stack, 60), a_long_sound(stack, 60)
+    with (stack.data_dir / "jobs" / broken / "audio.wav").open("ab") as file:
+        file.write(b"!")
+    answer = stack.get(f"/jobs/{broken}/book")
+    assert answer.status_code == 503 and "its sound cannot be read" in answer.json()["detail"]
+    (stack.data_dir / "jobs" / gone / "audio.wav").unlink()
+    answer = stack.get(f"/jobs/{gone}/book")
+    assert answer.status_code == 410 and "no longer kept" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("title", "names"),
+    [
+        ("Tales", {"filename": "Tales.m4b"}),
+        ("a/b", {"filename": "a-b.m4b"}),
+        ("℀x", {"filename": "a-cx.m4b", "filename*": "UTF-8''%E2%84%80x.m4b"}),
+        ("夢", {"filename": "id.m4b", "filename*": "UTF-8''%E5%A4%A2.m4b"}),
+        ("", {"filename": "id.m4b"}),
+    ],
+)
+def test_a_book_is_named_as_every_client_can_read(title: str, names: dict[str, str]) -> None:
+    assert file_names(title, "id") == names
 
 
 def test_closing_a_job_leaves_a_book_that_is_being_made(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Asked twice with the same Idempotency-Key: one job, whatever happens in between."""
 
 import fcntl
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -8,6 +9,8 @@ from typing import BinaryIO
 import pytest
 import requests
 
+from app.accepting import fingerprint
+from app.schemas import LongBody
 from tasks.idempotency import IdempotencyKeys, InFlight
 from tests.stack import Stack, wait_for
 
@@ -165,3 +168,11 @@ def test_keys_belong_to_the_owner_of_an_api_key_and_outlast_redis(stack: Stack) 
     again = ask(stack, "key", headers=mine)
     assert again.json()["job_id"] == job_id
     assert again.headers["Idempotent-Replayed"] == "true"
+
+
+def test_fields_that_a_newer_version_knows_do_not_change_an_old_request() -> None:
+    plain, newer = LongBody(text="Hi."), LongBody(text="Hi.", chapters=False, title="", lexicon={})
+    assert fingerprint(plain) == fingerprint(newer)
+    assert fingerprint(plain) != fingerprint(LongBody(text="Hi.", title="A title"))
+    known = hashlib.sha256(b'{"text": "Hi."}').hexdigest()
+    assert fingerprint(LongBody(text="Hi.", language="en")) in (known, fingerprint(plain))

@@ -157,6 +157,8 @@ def test_how_a_piece_is_read_is_stored_with_it(tmp_path: Path) -> None:
     pieces = [Piece("SQL.", 0.3, "sequel."), Piece("Hi.", 0.0), Piece("", 0.1, "and so on")]
     assert [piece.spoken for piece in pieces] == ["sequel.", "Hi.", "and so on"]
     assert pieces_from_json(pieces_to_json(pieces)) == pieces
+    newer = json.dumps([[*piece.to_row(), "", "", "of a newer version"][:6] for piece in pieces])
+    assert [piece.text for piece in pieces_from_json(newer)] == ["SQL.", "Hi.", ""]
     files = JobFiles(str(tmp_path))
     files.save(a_job("job"), pieces)
     loaded = files.load("job")
@@ -193,7 +195,7 @@ def test_limits_and_warnings_go_by_what_is_spoken() -> None:
     limits = Settings(max_text_chars=100)
     body = SpeechBody(text="a " * 40, language="en")
     lexicon = Lexicon(Entries({"a": "bcdef"}))
-    with pytest.raises(Problem, match="has 239 characters as the lexicon has it read; at most 100"):
+    with pytest.raises(Problem, match="has more than 100 characters as the lexicon has it read"):
         read(body, lexicon, limits)
     body = SpeechBody(text="你 is 서울 å", language="en")
     text = read(body, Lexicon(Entries({"你": "you", "서울": "Seoul"})), limits)
@@ -206,6 +208,33 @@ def test_limits_and_warnings_go_by_what_is_spoken() -> None:
 
 
 STAR = Lexicon(Entries({"★": "star"}))
+
+
+def test_of_fragments_that_the_lexicon_makes_too_long_nothing_is_kept() -> None:
+    limits, lexicon = Settings(max_text_chars=100), Lexicon(Entries({"b": "hello"}))
+    fragments = Fragments(BeginBody(language="en"), limits, lexicon)
+    assert fragments.add("Well, ") is None
+    with pytest.raises(Problem, match="as the lexicon has it read"):
+        fragments.add("b " * 30 + ". Another one")
+    with pytest.raises(Problem, match="has 101 characters"):
+        fragments.add("b" * 101)
+    wish = fragments.add("b. Another one")
+    assert wish is not None and wish.text == "Well, b."
+    fragments.add(" b" * 30)
+    with pytest.raises(Problem, match="as the lexicon has it read"):
+        fragments.flush()
+    assert fragments.flush(is_end=True) is None, "it can never be spoken"
+
+
+def test_sentences_are_not_joined_to_what_the_lexicon_makes_too_long() -> None:
+    limits, lexicon = Settings(max_text_chars=100), Lexicon(Entries({"b": "hello" * 4}))
+    fragments = Fragments(BeginBody(language="en"), limits, lexicon)
+    first, second, third = (fragments.add(text) for text in ("b b. X", " b b. X", " b b. X"))
+    assert first and second and third
+    fragments.went_on(first)
+    joined = fragments.joined(second)
+    assert joined and joined.text == "b b. X b b."
+    assert fragments.joined(third) is None
 
 
 def test_a_fragment_may_have_nothing_to_say_but_for_the_lexicon() -> None:
@@ -295,6 +324,19 @@ SPOKEN = (
     "Ask Doctor Who about sequel, and engine X too.\n\n"
     "sequel ends a paragraph that is long enough to be cut."
 )
+
+
+def test_a_text_in_fragments_ends_also_when_its_end_cannot_be_spoken(server: Stack) -> None:
+    with connect(server) as ws:
+        send(ws, "begin", language="en", lexicon={"b": "hello " * 33})
+        send(ws, "text", text="A first sentence. " + "b " * 300)
+        send(ws, "end")
+        told = heard(ws, "ended")
+        (refused,) = [each for each in told if each["type"] == "error"]
+        assert "as the lexicon has it read" in refused["detail"]
+        assert texts_in(told) == "A first sentence."
+        ws.send(say("And another text."))
+        assert until_ending(ws)[-1]["type"] == "done"
 
 
 def test_who_listens_hears_what_is_spoken_and_sees_what_is_written(server: Stack) -> None:

@@ -14,6 +14,7 @@ from app.fragments import Fragments
 from app.schemas import BeginBody, LongBody, SpeechBody
 from app.submit import read, split, warnings
 from supertonic.lexicon import Entries, Lexicon
+from supertonic.pauses import without_last
 from supertonic.text import read_text, split_text
 from tasks.jobsound import read_index
 from tasks.settings import Settings
@@ -264,3 +265,13 @@ def test_fragments_over_a_websocket_have_pauses(server: Stack) -> None:
     alone = joined(stream(server, {"text": "One sentence.", "seed": 84}))
     assert lengths[0] == len(alone) + SAMPLE_RATE
     assert np.abs(alone).max() > 0
+
+
+@pytest.mark.parametrize("mark", ["[pause 1s] ", "[pause 1s]", " ", "[", "[pause", "]"])
+def test_what_is_still_to_come_is_looked_for_in_little_time(mark: str) -> None:
+    text = "a" + mark * 50_000
+    began = time.process_time()
+    known = without_last(text)
+    assert time.process_time() - began < 0.5
+    is_held_back = mark.strip() in ("", "[pause 1s]")
+    assert known == "a" if is_held_back else known.startswith("a" + mark)

@@ -94,7 +94,36 @@ def test_a_job_that_is_over_leaves_what_others_may_want() -> None:
     assert waiting.drop("unknown") == []
 
 
-def test_closing_sends_away_a_thread_that_waits_for_company() -> None:
+@pytest.fixture
+def unwoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that nobody wakes does not look by itself."""
+    monkeypatch.setattr("tasks.waiting.LOOK_S", 3600.0)
+
+
+def test_what_is_not_urgent_goes_when_the_first_chunk_beside_it_is_done(unwoken: None) -> None:
+    waiting = a_list(held("now"), threads=2)
+    assert jobs(waiting.next_batch()) == ["now"]
+    waiting.add(held("later", due_s=30.0, index=1))
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(waiting.next_batch)
+        with pytest.raises(TimeoutError):
+            beside.result(0.3)
+        waiting.batch_ended()
+        assert jobs(beside.result(10)) == ["later"]
+        assert waiting.is_closed is False and len(waiting.speaking) == 1
+
+
+def test_a_thread_with_another_beside_it_is_not_alone() -> None:
+    waiting = a_list(held("one"), held("other"), threads=2)
+    assert jobs(waiting.next_batch()) == ["one"]
+    with ThreadPoolExecutor(1) as pool:
+        assert jobs(pool.submit(waiting.next_batch).result(10)) == ["other"]
+        assert not waiting.is_alone()
+        pool.submit(waiting.batch_ended).result(10)
+    assert waiting.is_alone()
+
+
+def test_closing_sends_away_a_thread_that_waits_for_company(unwoken: None) -> None:
     waiting = a_list(held("later", due_s=3600.0))
     waiting.limits = BatchLimits(8, 1000.0, max_wait_s=3600.0)
     taken: list[list[Held]] = []
