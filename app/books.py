@@ -85,7 +85,8 @@ def _wait_for(job: Job, path: Path) -> None:
     """Return when the book is there.
 
     Raises:
-        Problem: 503 with what keeps it, or how far it is; 409 when the client has left.
+        Problem: 503 with what keeps it, or how far it is; 404 when the job is deleted, 409 when
+            the client has left.
     """
     making, left = Making(speech().store.redis, job.job_id), threading.Event()
     asked_at, began_at = float("-inf"), time.monotonic()
@@ -93,6 +94,8 @@ def _wait_for(job: Job, path: Path) -> None:
         while not path.exists():
             now = time.monotonic()
             if now - asked_at >= ASK_EVERY_S:
+                if not path.parent.exists():
+                    raise Problem(404, "The job has been deleted meanwhile.")
                 share, error = making.read()
                 if error:
                     # Told once: whoever asks again has another try.

@@ -1,11 +1,14 @@
 """Chapters of a long text: each begins with a line such as ``# The title``, as in Markdown."""
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from supertonic.text import is_speakable, read_text
 
 MAX_TITLE_CHARS = 200
+# Marks that turn the order of what stands behind them.
+ORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # Of what comes before the first title, where the book has none either.
 FIRST = "Beginning"
 
@@ -68,11 +71,19 @@ def title_of(line: str) -> str:
     return title if is_speakable(_without_marks(title)) else ""
 
 
+def is_shown(character: str) -> bool:
+    """Whether it belongs into a name that players show: it controls nothing, nor the order in which
+    the others are read.
+    """
+    is_control = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return not is_control and unicodedata.bidirectional(character) not in ORDERING
+
+
 def _without_marks(text: str) -> str:
     """Pause marks are heard, not shown."""
     return " ".join(paragraph.reading.written for paragraph in read_text(text))
 
 
 def _short(title: str) -> str:
-    title = _without_marks(title)
+    title = "".join(filter(is_shown, _without_marks(title))).strip()
     return title if len(title) <= MAX_TITLE_CHARS else title[: MAX_TITLE_CHARS - 1] + "…"

@@ -56,10 +56,13 @@ class Fragments:
         if end:
             whole, last = f"{whole}\n\n{last[:end]}".lstrip(), last[end:].lstrip()
         rest = last + _SPACE.sub(_shortest, begun[len(known) :])
+        wish = self._wish(whole, self.body.pause_s)
+        if wish is None and last_end(whole):
+            # Of marks alone; they belong to what is before, if that still waits.
+            rest = f"{whole} {rest}"
         if len(rest) > most:
             limit = f"{most} characters without the end of a sentence"
             raise field_problem("text", rest, f"has more than {limit}; send a flush in between")
-        wish = self._wish(whole, self.body.pause_s)
         self._rest_before, self._rest = self._rest, rest
         return wish
 

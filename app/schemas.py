@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.chapters import is_shown
 from app.errors import Problem, shorten
 from app.slow import READING
 from supertonic.errors import LexiconError
@@ -55,13 +56,13 @@ ChunkChars = Annotated[
 ]
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable():
+def _name(value: str) -> str:
+    if not all(map(is_shown, value)):
         raise ValueError("holds what cannot be shown")
-    return value
+    return value.strip()
 
 
-BookName = Annotated[str, Field(strict=True, max_length=MAX_BOOK_NAME), AfterValidator(_printable)]
+BookName = Annotated[str, Field(strict=True, max_length=MAX_BOOK_NAME), AfterValidator(_name)]
 
 
 def _entries(value: object) -> object:
@@ -344,8 +345,8 @@ ALLOWED = {
     "max_chunk_chars": f"a whole number from {CHUNK_CHARS[0]} to {CHUNK_CHARS[1]}",
     "chapters": "true or false",
     "chapter_pause_s": f"a number of seconds from {PAUSE_S[0]:g} to {PAUSE_S[1]:g}",
-    "title": f"a string of at most {MAX_BOOK_NAME} printable characters",
-    "author": f"a string of at most {MAX_BOOK_NAME} printable characters",
+    "title": f"a string of at most {MAX_BOOK_NAME} characters without line breaks and the like",
+    "author": f"a string of at most {MAX_BOOK_NAME} characters without line breaks and the like",
     "webhook_url": "an https or http URL, or null",
     "output_format": '"base64" or "wav"',
     "resumable": "true or false",

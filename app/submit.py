@@ -172,12 +172,23 @@ def _unknown(spoken: str) -> Iterator[str]:
     yield f"The model does not know these characters and cannot pronounce them: {shown}"
 
 
+def _silences(text: Sequence[Paragraph]) -> Iterator[float]:
+    """What marks ask for between what is spoken."""
+    pause_s = 0.0
+    for paragraph in text:
+        if is_speakable(paragraph.reading.spoken):
+            yield pause_s
+            pause_s = 0.0
+        pause_s += paragraph.pause_s or 0.0
+    yield pause_s
+
+
 def _pauses(written: str, text: Sequence[Paragraph]) -> Iterator[str]:
     """Of marks that do something else than they say."""
     silent = takewhile(lambda paragraph: not is_speakable(paragraph.reading.spoken), text)
     if any(paragraph.pause_s for paragraph in silent):
         yield "A pause before the first word is left out"
-    if any((paragraph.pause_s or 0) > MOST_S for paragraph in text):
+    if any(pause_s > MOST_S for pause_s in _silences(text)):
         yield f"A pause of more than {MOST_S:g} s in one place is {MOST_S:g} s"
     if wrong := malformed(written):
         yield f"{wrong[0]} is no pause but text; a pause is [pause 1.5s] or [pause 500ms]"

@@ -61,8 +61,11 @@ class Server:
                 continue
             try:
                 self._take(sock)
-            except (OSError, RuntimeError) as error:
-                # Its client has left already, or there are no more threads to be had.
+            except OSError as error:
+                logger.info("a client has left at once: %s", error)
+                sock.close()
+            except RuntimeError as error:
+                # There are no more threads to be had.
                 logger.warning("could not keep a connection: %s", error)
                 sock.close()
 

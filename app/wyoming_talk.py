@@ -272,7 +272,7 @@ def error_of(problem: Problem) -> Event:
     if after_s is not None:
         data["retry_after_seconds"] = after_s
         if "again" not in text:
-            data["text"] = f"{text} Try again in {after_s} s."
+            data["text"] = f"{text.rstrip('.')}. Try again in {after_s} s."
     return Event("error", data)
 
 

@@ -122,8 +122,13 @@ class Lexicon:
                 continue
             count, spoken = found
             start, end = tokens.starts[index], tokens.starts[index + count]
-            parts += (written[done:start], spoken)
-            length += start - done
+            # Signs may stand at a word: "50%" is not "50percent". A space in front is no part of
+            # what is replaced: a cut there leaves the phrase to what comes behind.
+            is_parted = spoken[0].isalnum() and start > 0 and _is_in_word(written[start - 1])
+            if spoken[-1].isalnum() and _is_in_word(written[end : end + 1]):
+                spoken = f"{spoken} "
+            parts += (written[done:start], " " * is_parted, spoken)
+            length += start - done + is_parted
             replaced.append((length, length + len(spoken), start, end))
             length += len(spoken)
             index, done = index + count, end
@@ -179,6 +184,11 @@ class _Tokens:
 
 def _is_hangul(character: str) -> bool:
     return "가" <= character <= "힣"
+
+
+def _is_in_word(character: str) -> bool:
+    """Of a word that others must not touch; Hangul puts particles at them."""
+    return character.isalnum() and not _is_hangul(character)
 
 
 def _straight(text: str) -> str:

@@ -66,6 +66,10 @@ class BookMaker:
             self._write(folder, job, pieces, making)
             os.replace(folder / PARTIAL, folder / BOOK)
         except (OSError, av.FFmpegError, PlaceAway) as error:
+            if self.files.load(job.job_id) is None:
+                # Deleted meanwhile.
+                making.forget()
+                return
             # A full disk, above all.
             self._give_up(folder, making, getattr(error, "strerror", None) or str(error))
         except Exception:
@@ -84,7 +88,7 @@ class BookMaker:
             if len(entries) < job.count:
                 raise OSError(errno.EINVAL, "its sound is not whole")
             marks, book = list(chapters(pieces, entries)), Book.load(folder)
-            progress = _Progress(making, entries[-1].end)
+            progress = _Progress(making, folder, entries[-1].end)
             write_m4b(folder / PARTIAL, sound, job.sample_rate, book, marks, progress)
 
     def _give_up(self, folder: Path, making: Making, why: str) -> None:
@@ -96,15 +100,17 @@ class BookMaker:
 
 
 class _Progress:
-    """Notes now and then how much is done."""
+    """Notes now and then how much is done. FileNotFoundError once the job is deleted."""
 
-    def __init__(self, making: Making, n_samples: int) -> None:
+    def __init__(self, making: Making, folder: Path, n_samples: int) -> None:
         self._making = making
+        self._folder = folder
         self._n_samples = n_samples
         self._noted_at = 0.0
 
     def __call__(self, done: int) -> None:
         if time.monotonic() - self._noted_at >= NOTE_EVERY_S:
+            self._folder.stat()
             self._making.note(done / self._n_samples)
             self._noted_at = time.monotonic()
 
@@ -124,7 +130,7 @@ def write_m4b(
         OSError, av.FFmpegError: the file cannot be written.
     """
     # With its index in front, so that players may begin before they have all of it.
-    options = {"movflags": "+faststart"}
+    options = {"movflags": "+faststart", "brand": "M4B "}
     with av.open(str(path), "w", format="ipod", options=options) as file:
         file.metadata.update(_tags(book))
         file.set_chapters([_mark(number, mark, sample_rate) for number, mark in enumerate(marks)])

@@ -3,6 +3,7 @@
 import io
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def test_a_text_is_cut_at_its_titles() -> None:
     (long,) = cut_chapters("# " + "a" * 300)
     assert len(long.title) == 200 and "a" * 300 in long.text
     assert cut_chapters("***\n\n[pause 1s]\n# [pause 2s]") == []
+    (odd,) = cut_chapters("# [pause 1s] One\x00\u202e\u00a0👨\u200d👩")
+    assert odd.title == "One 👨\u200d👩"
     (only,) = cut_chapters("[pause 1s]\n# One [pause 2s] more\nText.")
     assert only.title == "One more" and "[pause 2s]" in only.text
 
@@ -112,7 +115,7 @@ def submit(server: Stack, **body: Any) -> str:
 
 
 def test_a_book_has_its_chapters_where_they_are_heard(server: Stack) -> None:
-    job_id = submit(server, title="Töne & Co/2", author="Ann", seed=3, chapter_pause_s=2.0)
+    job_id = submit(server, title="Töne & Co/2 ", author="Ann\u00a0", seed=3, chapter_pause_s=2.0)
     job = done(server, job_id)
     listed = server.get(job["links"]["chapters"]).json()
     assert (listed["title"], listed["author"]) == ("Töne & Co/2", "Ann")
@@ -132,6 +135,7 @@ def test_a_book_has_its_chapters_where_they_are_heard(server: Stack) -> None:
     name = "attachment; filename=\"Tone & Co-2.m4b\"; filename*=UTF-8''T%C3%B6ne%20%26%20Co-2.m4b"
     assert answer.headers["Content-Disposition"] == name
     with av.open(io.BytesIO(answer.content)) as file:
+        assert file.metadata["major_brand"] == "M4B "
         assert (file.metadata["title"], file.metadata["artist"]) == ("Töne & Co/2", "Ann")
         found = file.chapters()
         assert [each["metadata"]["title"] for each in found] == titles
@@ -212,6 +216,7 @@ def test_a_chapter_of_which_the_lexicon_leaves_nothing_is_left_out() -> None:
         ({"title": "x" * 201}, "title"),
         ({"author": "a\nb"}, "author"),
         ({"title": "\ud800"}, "title"),
+        ({"title": "a\u202eb"}, "title"),
         ({"chapter_pause_s": 4}, "chapter_pause_s"),
         ({"text": "# ***\n\n"}, "text"),
     ],
@@ -253,6 +258,22 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
         assert len(file.chapters()) == 30
         assert float(file.streams.audio[0].duration * file.streams.audio[0].time_base) == 1800
     assert not (folder / PARTIAL).exists()
+
+
+def test_a_job_that_is_deleted_meanwhile_has_no_book(stack: Stack) -> None:
+    stack.start_all()
+    deleted, waiting = a_long_sound(stack, 1800), a_long_sound(stack, 60)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(stack.get, f"/jobs/{deleted}/book")
+        wait_for(lambda: (stack.data_dir / "jobs" / deleted / PARTIAL).exists(), 30)
+        # The one that waits behind it is made when the other's room is free.
+        second = pool.submit(requests.get, f"{stack.url}/jobs/{waiting}/book", timeout=60)
+        assert requests.delete(f"{stack.url}/jobs/{deleted}", timeout=10).json()["deleted"]
+        answer = first.result()
+        assert answer.status_code == 404 and "deleted meanwhile" in answer.json()["detail"]
+        assert second.result().status_code == 200
+    assert "cannot be made" not in stack.log("files")
+    assert not (stack.data_dir / "jobs" / deleted).exists()
 
 
 def test_a_book_of_sound_that_is_gone_or_broken_is_refused_at_once(stack: Stack) -> None:

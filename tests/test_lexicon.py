@@ -52,7 +52,8 @@ def spoken(text: str, *layers: dict[str, str]) -> str:
         ("Nginx NGINX nginx", "N N N"),
         ("New York, New Yorker, new york", "NY, n Yorker, n york"),
         ("new York's", "n York's"),
-        ("C++ C+ c++ C++17", "see C+ c++ see17"),
+        ("C++ C+ c++ C++17", "see C+ c++ see 17"),
+        ("50% AT&T ASP.NET %!", "50 percent AT and T ASP dot net percent!"),
         ("Don Don't DON’T Don's don", "D Don't DON’T D's don"),
         ("O'Neil O’Neil", "Oh Oh"),
         ("café cafe\u0301 CAFÉ cafes", "K K K cafes"),
@@ -61,7 +62,15 @@ def spoken(text: str, *layers: dict[str, str]) -> str:
 )
 def test_whole_words_and_the_longest_phrases_are_replaced_once(written: str, wanted: str) -> None:
     entries = {"SQL": "S", "nginx": "N", "new": "n", "New York": "NY", "C++": "see", "Don": "D"}
-    entries |= {"O'Neil": "Oh", "cafe\u0301": "K", "a": "b", "b": "c"}
+    entries |= {
+        "%": "percent",
+        "&": "and",
+        ".NET": "dot net",
+        "O'Neil": "Oh",
+        "cafe\u0301": "K",
+        "a": "b",
+        "b": "c",
+    }
     assert spoken(written, entries) == wanted
 
 

@@ -275,3 +275,27 @@ def test_what_is_still_to_come_is_looked_for_in_little_time(mark: str) -> None:
     assert time.process_time() - began < 0.5
     is_held_back = mark.strip() in ("", "[pause 1s]")
     assert known == "a" if is_held_back else known.startswith("a" + mark)
+
+
+def test_marks_alone_belong_to_what_is_before_or_are_warned_of() -> None:
+    fragments = Fragments(BeginBody(language="en"), Settings())
+    parts = ["Hello there. And", " [pause 3s] ", "[pause 1s] ", "you. So"]
+    wishes = [wish for part in parts if (wish := fragments.add(part))]
+    assert [wish.text for wish in wishes] == [
+        "Hello there.",
+        "And [pause 3s] [pause 1s]\n\nyou.",
+    ]
+    fragments.flush()
+    assert fragments.add("[pause 3s] ") is None
+    late = fragments.add("Bye. Or")
+    assert late is not None and late.text == "[pause 3s]\n\nBye."
+    assert warnings(late, read(late, None, Settings())) == (
+        "A pause before the first word is left out",
+    )
+
+
+def test_pauses_around_what_is_not_spoken_add_up_and_are_warned_of() -> None:
+    body = SpeechBody(text="Hi [pause 6s] ... [pause 6s] you.", language="en")
+    text = read(body, None, Settings())
+    assert warnings(body, text) == ("A pause of more than 10 s in one place is 10 s",)
+    assert [piece.pause_s for piece in split(body, text, Settings())] == [10.0, 0.0]

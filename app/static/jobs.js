@@ -96,7 +96,7 @@ export class Jobs {
     const name = `“${preview(job, 40)}”`;
     const button = (text, act) => {
       const made = el("button", { type: "button", ariaLabel: `${text} ${name}` }, text);
-      made.addEventListener("click", () => act().catch(this.onProblem));
+      made.addEventListener("click", () => act(made).catch(this.onProblem));
       return made;
     };
     const save = (query, kind, link = job.links.audio) => async () =>
@@ -119,7 +119,7 @@ export class Jobs {
       button("Listen", () => this.#listen(job, player, name)),
       button("Download WAV", save("", "wav")),
       button("Download MP3", save("?format=mp3", "mp3")),
-      button("Download M4B", save("", "m4b", job.links.book)),
+      button("Download M4B", (pressed) => this.#saveBook(job, pressed)),
       button("Captions", save("?format=srt", "srt", job.links.captions)),
       remove,
     );
@@ -140,6 +140,33 @@ export class Jobs {
   async #source(address) {
     if (!apiKey.get()) return address;
     return (await request(address)).blob();
+  }
+
+  // It is made when first asked for, an hour of sound in half a minute or so.
+  async #saveBook(job, pressed) {
+    const name = pressed.textContent;
+    pressed.disabled = true;
+    pressed.textContent = "Making M4B…";
+    try {
+      while (!(await this.#bookIsMade(job)));
+      saveAs(await this.#source(job.links.book), `${job.job_id}.m4b`);
+    } finally {
+      pressed.textContent = name;
+      pressed.disabled = false;
+    }
+  }
+
+  async #bookIsMade(job) {
+    try {
+      await request(job.links.book, { headers: { Range: "bytes=0-0" } });
+      return true;
+    } catch (problem) {
+      const isBeingMade = problem.detail.startsWith("The book is being made");
+      if (problem.status !== 503 || !isBeingMade) throw problem;
+      this.status.textContent = problem.detail;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * problem.retryAfter));
+      return false;
+    }
   }
 
   async #listen(job, player, name) {
