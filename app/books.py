@@ -20,7 +20,7 @@ from tasks.messages import Job, Kind, State
 
 book_routes = Blueprint("books", __name__)
 
-# Proxies often wait for a minute. An hour of sound takes about half of one.
+# Proxies often wait for a minute. An hour of sound takes most of one.
 WAIT_S = 50.0
 # Where others are made first nothing remembers who waits.
 ASK_EVERY_S = 2.0

@@ -19,7 +19,7 @@ from tasks.messages import Piece
 FACTS, BOOK = "book.json", "book.m4b"
 # How long what was noted of a book in the making is true.
 NOTE_S = 60
-# Of speech in one channel; an hour has 43 MB.
+# The most, of speech in one channel.
 AAC_BIT_RATE = 96_000
 
 

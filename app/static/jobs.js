@@ -142,7 +142,7 @@ export class Jobs {
     return (await request(address)).blob();
   }
 
-  // It is made when first asked for, an hour of sound in half a minute or so.
+  // It is made when first asked for, an hour of sound in less than a minute.
   async #saveBook(job, pressed) {
     const name = pressed.textContent;
     pressed.disabled = true;
