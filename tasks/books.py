@@ -6,6 +6,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -64,18 +65,22 @@ def chapters(pieces: Sequence[Piece], entries: Sequence[Entry]) -> Iterator[Chap
 
 
 class Making:
-    """What is known of a book that is being made, in Redis: how much of it is done, or why not."""
+    """What is known of a book that is being made, in Redis: how much of it is done, or why not.
+    Without Redis nobody is told, and the book is made all the same.
+    """
 
     def __init__(self, client: "redis.Redis", job_id: str) -> None:
         self._redis = client
         self._key = f"supertonic:book:{job_id}"
 
     def note(self, share: float = 0.0, error: str = "") -> None:
-        self._redis.hset(self._key, mapping={"share": share, "error": error})
-        self._redis.expire(self._key, NOTE_S)
+        with suppress(redis.RedisError):
+            self._redis.hset(self._key, mapping={"share": share, "error": error})
+            self._redis.expire(self._key, NOTE_S)
 
     def forget(self) -> None:
-        self._redis.delete(self._key)
+        with suppress(redis.RedisError):
+            self._redis.delete(self._key)
 
     def read(self) -> tuple[float, str]:
         """The share that is done, and what prevents the rest; 0 and empty if nothing is known."""

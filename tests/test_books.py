@@ -260,6 +260,19 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
     assert not (folder / PARTIAL).exists()
 
 
+def test_a_book_is_made_though_redis_goes_away_meanwhile(stack: Stack) -> None:
+    stack.start_all()
+    job_id = a_long_sound(stack, 900)
+    folder = stack.data_dir / "jobs" / job_id
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
+    wait_for(lambda: (folder / PARTIAL).exists(), 30)
+    stack.kill("redis")
+    wait_for(lambda: (folder / "book.m4b").exists(), 60)
+    stack.start_redis()
+    wait_for(lambda: stack.get(f"/jobs/{job_id}/book").status_code == 200, 30)
+
+
 def test_a_job_that_is_deleted_meanwhile_has_no_book(stack: Stack) -> None:
     stack.start_all()
     deleted, waiting = a_long_sound(stack, 1800), a_long_sound(stack, 60)
