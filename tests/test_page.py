@@ -113,6 +113,11 @@ def page(browser: webdriver.Chrome, server: Any) -> Page:
     return Page(browser, server.url)
 
 
+def downloaded(file: Path, content: bytes) -> None:
+    """Wait until the browser has written all of it: it may write into the file as it comes."""
+    wait_for(lambda: file.read_bytes() == content, 20, f"{file.name} holds what was asked for")
+
+
 def test_speak_plays_every_chunk_without_a_gap(page: Page, tmp_path: Path) -> None:
     page.set(text=TWO_CHUNKS, speed=2, pause_s=0.1)
     page.find("#speak").click()
@@ -266,11 +271,10 @@ def test_a_stream_outlives_a_web_that_is_killed(
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     page.find("#download").click()
     file = tmp_path / "supertonic-5.wav"
-    wait_for(file.exists, 20)
     job = stack.get(f"/jobs/{page.speech['jobId']}").json()
     body = {name: job[name] for name in ("steps", "speed", "pause_s", "seed", "voice")}
     whole = stack.post("/synthesize", body | {"text": MANY_CHUNKS, "output_format": "wav"})
-    assert file.read_bytes() == whole.content
+    downloaded(file, whole.content)
 
 
 # Connections that say what they are told: each request gets the next answer, events or a failure.
@@ -421,12 +425,12 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     page.find(f"{row} [aria-label^='Download MP3']").click()
-    wait_for((tmp_path / f"{job}.mp3").exists, 20)
+    downloaded(tmp_path / f"{job}.mp3", server.get(f"/jobs/{job}/audio?format=mp3").content)
     assert soundfile.info(tmp_path / f"{job}.mp3").duration > 1
     page.find(f"{row} [aria-label^='Captions']").click()
-    wait_for((tmp_path / f"{job}.srt").exists, 20)
+    downloaded(tmp_path / f"{job}.srt", server.get(f"/jobs/{job}/captions?format=srt").content)
     page.find(f"{row} [aria-label^='Download M4B']").click()
-    wait_for((tmp_path / f"{job}.m4b").exists, 20)
+    downloaded(tmp_path / f"{job}.m4b", server.get(f"/jobs/{job}/book").content)
     with av.open(str(tmp_path / f"{job}.m4b")) as book:
         assert [chapter["metadata"]["title"] for chapter in book.chapters()] == ["One", "Two"]
     assert (tmp_path / f"{job}.srt").read_text("utf-8").startswith("1\n00:00:00,000 --> ")
