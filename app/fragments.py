@@ -11,7 +11,7 @@ from app.schemas import BeginBody, WishBody
 from app.submit import read, split
 from supertonic.chunking import sentences_end
 from supertonic.lexicon import Lexicon
-from supertonic.pauses import last_end, without_last
+from supertonic.marks import last_pause_end, last_voice, without_last
 from supertonic.text import LANGUAGES
 from tasks.settings import Settings
 
@@ -34,7 +34,9 @@ class Fragments:
         self.lexicon = lexicon
         self.n_texts = 0
         self.last: WishBody | None = None  # that went on
-        self._rest = self._rest_before = ""
+        # What is not spoken yet, and the mark of the voice in which it begins.
+        self._rest = self._mark = ""
+        self._before = "", ""
 
     def add(self, text: str) -> WishBody | None:
         """What is whole now, to be spoken next.
@@ -50,34 +52,43 @@ class Fragments:
         begun = self._rest + text
         # Pauses, also such as are not whole yet, are for what is before them.
         known = without_last(begun)
-        end = max(last_end(known), *(match.end() for match in _PARAGRAPH.finditer(known)), 0)
+        voice_end, mark = last_voice(known)
+        paragraphs = (match.end() for match in _PARAGRAPH.finditer(known))
+        end = max(last_pause_end(known), voice_end, *paragraphs, 0)
         whole, last = known[:end].strip(), " ".join(known[end:].split())
+        parting = " " if end == voice_end else "\n\n"
         end = sentences_end(last)
         if end:
-            whole, last = f"{whole}\n\n{last[:end]}".lstrip(), last[end:].lstrip()
+            whole, last = f"{whole}{parting}{last[:end]}".lstrip(), last[end:].lstrip()
         rest = last + _SPACE.sub(_shortest, begun[len(known) :])
         wish = self._wish(whole, self.body.pause_s)
-        if wish is None and last_end(whole):
+        if wish is None and last_pause_end(whole):
             # Of marks alone; they belong to what is before, if that still waits.
-            rest = f"{whole} {rest}"
+            rest, mark = f"{whole} {rest}", ""
         if len(rest) > most:
             limit = f"{most} characters without the end of a sentence"
             raise field_problem("text", rest, f"has more than {limit}; send a flush in between")
-        self._rest_before, self._rest = self._rest, rest
+        self._before = self._rest, self._mark
+        self._rest, self._mark = rest, mark or self._mark
         return wish
 
     def flush(self, is_end: bool = False) -> WishBody | None:
         """All that is there, whole or not. Nothing of it is left, also where it is a Problem: it
         could never be spoken.
         """
-        text = self._rest_before = self._rest
-        self._rest = ""
-        return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
+        text = self._rest
+        try:
+            return self._wish(text, self.body.end_pause_s if is_end else self.body.pause_s)
+        finally:
+            self._before = text, self._mark
+            self._rest, self._mark = "", last_voice(text)[1] or self._mark
 
     def _wish(self, text: str, end_pause_s: float) -> WishBody | None:
         if not text or text.isspace():
             return None
         fields: dict[str, Any] = self.body.model_dump() | {"end_pause_s": end_pause_s}
+        if self._mark:
+            text = f"{self._mark} {text}"
         # Checked when it began: a lexicon takes a millisecond.
         wish = WishBody.model_construct(text=text, **fields)
         paragraphs = read(wish, self.lexicon, self.settings)
@@ -96,7 +107,10 @@ class Fragments:
         last = self.last
         if last is None or len(last.text) + len(wish.text) > JOINED_CHARS:
             return None
-        both = wish.model_copy(update={"text": f"{last.text} {wish.text}"})
+        _, mark = last_voice(last.text)
+        # The same voice goes on.
+        text = wish.text.removeprefix(f"{mark} ") if mark else wish.text
+        both = wish.model_copy(update={"text": f"{last.text} {text}"})
         try:
             read(both, self.lexicon, self.settings)
         except Problem:
@@ -106,7 +120,7 @@ class Fragments:
 
     def take_back(self) -> None:
         """The last that was whole could not go on: the text that made it so has not come."""
-        self._rest = self._rest_before
+        self._rest, self._mark = self._before
 
 
 def _shortest(space: re.Match[str]) -> str:

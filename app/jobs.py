@@ -20,7 +20,7 @@ from app.errors import Problem, no_worker
 from app.lexicons import Lexicons
 from app.offer import sample_rate_of
 from app.schemas import SpeechBody
-from app.submit import check, check_length, cut, warnings
+from app.submit import check, check_length, check_voices, cut, warnings
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.demand import AdmissionLimits
 from tasks.events import EventStore
@@ -145,6 +145,7 @@ class Speech:
         self._check_room()
         check(body, workers, self.settings)
         text, pieces = cut(body, self.lexicons.of(body), self.settings)
+        check_voices(body, pieces, workers)
         check_length(body, pieces, self.settings)
         sample_rate = sample_rate_of(workers)
         request = SpeechRequest(

@@ -13,7 +13,7 @@ from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE, Break
 from supertonic.errors import EmptyText, TextTooLong, UnknownVoice
 from supertonic.lexicon import Lexicon
-from supertonic.pauses import MOST_S, malformed
+from supertonic.marks import MOST_S, USUAL_VOICE, malformed
 from supertonic.text import (
     Paragraph,
     estimate_seconds,
@@ -32,6 +32,8 @@ from tasks.workers import WorkerRecord
 CHARS_AT_SPEED_1 = 700
 # One request's chunks are queued all at once, so their number is bounded.
 MAX_CHUNKS = 2000
+# Of what only looks like a mark.
+MOST_TOLD = 5
 
 
 def check_text(body: SpeechBody, settings: Settings) -> None:
@@ -127,7 +129,22 @@ def split(body: SpeechBody, text: Sequence[Paragraph], settings: Settings) -> li
     if body.paragraph_pause_s is not None:
         pauses[Break.PARAGRAPH] = body.paragraph_pause_s
     pauses[Break.END] = body.end_pause_s
-    return [Piece(chunk.text, chunk.silence_s(pauses), chunk.read_as) for chunk in chunks]
+    return [
+        Piece(chunk.text, chunk.silence_s(pauses), chunk.read_as, voice=chunk.voice)
+        for chunk in chunks
+    ]
+
+
+def check_voices(
+    body: SpeechBody, pieces: Sequence[Piece], workers: Sequence[WorkerRecord]
+) -> None:
+    """Raises Problem: 422 for a voice in the text that these workers do not have."""
+    known = voices_of(workers)
+    for voice in {piece.voice for piece in pieces} - {""}:
+        try:
+            shares(voice, known)
+        except UnknownVoice as error:
+            raise field_problem("text", body.text, f"holds [voice {voice}]: {error}") from None
 
 
 def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:
@@ -148,9 +165,9 @@ def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) 
 def warnings(body: SpeechBody, text: Sequence[Paragraph]) -> tuple[str, ...]:
     """What the speaker should know about a text that is accepted all the same."""
     spoken = "\n".join(paragraph.reading.spoken for paragraph in text)
-    found = [*_hangul(spoken, body.language), *_unknown(spoken), *_pauses(body.text, text)]
+    found = [*_hangul(spoken, body.language), *_unknown(spoken), *_marks(body.text, text)]
     if body.text[:100].lstrip().lower().startswith("<speak"):
-        found.append("SSML is read as plain text; there are [pause 1s] in the text and lexicon")
+        found.append("SSML is read as plain text; there are [pause 1s] and [voice F1] in the text, and lexicon")
     if isinstance(body, LongBody) and body.chapters and not has_titles(body.text):
         found.append("The text has no chapters: no line begins with # and a title")
     return tuple(found)
@@ -183,12 +200,16 @@ def _silences(text: Sequence[Paragraph]) -> Iterator[float]:
     yield pause_s
 
 
-def _pauses(written: str, text: Sequence[Paragraph]) -> Iterator[str]:
+def _marks(written: str, text: Sequence[Paragraph]) -> Iterator[str]:
     """Of marks that do something else than they say."""
     silent = takewhile(lambda paragraph: not is_speakable(paragraph.reading.spoken), text)
     if any(paragraph.pause_s for paragraph in silent):
         yield "A pause before the first word is left out"
     if any(pause_s > MOST_S for pause_s in _silences(text)):
         yield f"A pause of more than {MOST_S:g} s in one place is {MOST_S:g} s"
-    if wrong := malformed(written):
-        yield f"{wrong[0]} is no pause but text; a pause is [pause 1.5s] or [pause 500ms]"
+    for wrong in malformed(written)[:MOST_TOLD]:
+        if wrong[1:6].lower() == "pause":
+            right = "a pause is [pause 1.5s] or [pause 500ms]"
+        else:
+            right = f"a voice is [voice F1], [voice M1+F2] or [voice {USUAL_VOICE}]"
+        yield f"{wrong} is no mark but text; {right}"

@@ -78,7 +78,7 @@ def run_say(arguments: argparse.Namespace) -> int:
         Utterance(
             text=chunk.text,
             language=arguments.language,
-            voice=arguments.voice,
+            voice=chunk.voice or arguments.voice,
             steps=arguments.steps,
             speed=arguments.speed,
             seed=seed,
@@ -148,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         reader.add_argument("--device", default=_setting("DEVICE", "auto"))
         reader.add_argument("--precision", default=_setting("PRECISION", "auto"))
 
-    say.add_argument("text", help="what to say; [pause 1.5s] in it is a silence")
+    say.add_argument(
+        "text", help="what to say; [pause 1.5s] in it is a silence, [voice M1] another voice"
+    )
     say.add_argument("--voice", default="F1")
     say.add_argument("--language", default="en")
     say.add_argument("--steps", type=_between(1, 50, int), default=2)

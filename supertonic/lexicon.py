@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from supertonic.errors import LexiconError, TextTooLong
-from supertonic.pauses import MARK
+from supertonic.marks import has_mark
 
 MAX_WRITTEN_CHARS = 100
 MAX_SPOKEN_CHARS = 200
@@ -31,7 +31,6 @@ _PARTICLES = re.compile(
 )
 # "Don" is no word of "Don't", other than of "Don's".
 _NO_NEGATION = re.compile(r"(?!'t(?![^\W_]))", re.IGNORECASE)
-_PAUSE_MARK = re.compile(MARK, re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -214,5 +213,5 @@ def check_entry(written: str, spoken: object) -> None:
             raise LexiconError(f"{which} has {len(text)} characters; at most {most} are allowed")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise LexiconError(f"{which} holds half of a surrogate pair; send UTF-8")
-    if _PAUSE_MARK.search(spoken):
-        raise LexiconError(f"what {entry} is read as holds a pause mark; those belong in the text")
+    if has_mark(spoken):
+        raise LexiconError(f"what {entry} is read as holds a mark; those belong in the text")

@@ -2,7 +2,7 @@
 
 ``normalize`` repeats the text clean-up of the model's official clients, ``encode`` adds the
 language tags and looks up ids, ``split_text`` cuts long text into chunks, spoken one at a time.
-Standard library only, so the web can use it without the model.
+No torch, so the web can use it without the model.
 """
 
 import math
@@ -16,7 +16,7 @@ from functools import lru_cache
 from supertonic.chunking import Break, Size, cut_paragraph
 from supertonic.errors import EmptyText, UnknownLanguage
 from supertonic.lexicon import Lexicon, Reading
-from supertonic.pauses import MARK, MOST_S, seconds
+from supertonic.marks import MOST_S, PAUSE, VOICE, seconds, voice
 
 __all__ = [
     "LANGUAGES",
@@ -176,20 +176,23 @@ MAX_IDS = 999
 _FIRST_CHARS = {"ko": 24}  # elsewhere 60
 _TARGET_CHARS = {"ko": 120}  # elsewhere 300, as in the official clients
 _GROWTH = 2  # of a chunk over the one before, which is heard while it is spoken
-# Between two paragraphs there is a blank line or a pause mark, whose two groups are split off too.
-_PARTING = re.compile(rf"\n\s*\n|\u2029|{MARK}", re.IGNORECASE)
+# Between two paragraphs there is a blank line or a mark, whose groups are split off too.
+_PARTING = re.compile(rf"\n\s*\n|\u2029|{PAUSE}|{VOICE}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A part of a text that ends with a blank line or pause marks; no chunk spans two.
+    """A part of a text that ends with a blank line or marks; no chunk spans two.
 
     ``pause_s``: the seconds of silence behind it that marks ask for, however many; None without
-    any. It may be empty if the text begins with a mark.
+    any. It may be empty if the text begins with a mark. ``voice``: as the mark before it names it,
+    empty for the usual one. ``ends_at``: SENTENCE where only the voice changes behind it.
     """
 
     reading: Reading
     pause_s: float | None = None
+    voice: str = ""
+    ends_at: Break = Break.PARAGRAPH
 
 
 @dataclass(frozen=True)
@@ -198,12 +201,14 @@ class TextChunk:
 
     ``read_as`` is what the model reads in its place, empty where that is the text itself.
     ``pause_s``: the seconds of silence behind it that pause marks ask for, None without any.
+    ``voice``: as a mark names it, empty for the usual one.
     """
 
     text: str
     ends_at: Break
     read_as: str = ""
     pause_s: float | None = None
+    voice: str = ""
 
     @property
     def spoken(self) -> str:
@@ -220,17 +225,24 @@ def read_text(text: str, lexicon: Lexicon | None = None, most: float = math.inf)
     Raises TextTooLong where the lexicon makes more than ``most`` characters of it.
     """
     found: list[Paragraph] = []
-    parts: Iterator[str | None] = iter((*_PARTING.split(text), None, None))
-    for part, number, unit in zip(parts, parts, parts, strict=True):
+    speaker = ""
+    parts: Iterator[str | None] = iter((*_PARTING.split(text), None, None, None))
+    for part, number, unit, named in zip(parts, parts, parts, parts, strict=True):
         written = " ".join((part or "").split())
         pause_s = seconds(number, unit) if number and unit else None
+        ends_at = Break.SENTENCE if named else Break.PARAGRAPH
         if written or (pause_s is not None and not found):
             reading = lexicon.read(written, most) if lexicon else Reading(written, written)
             most -= len(reading.spoken)
-            found.append(Paragraph(reading, pause_s))
-        elif pause_s is not None:
+            found.append(Paragraph(reading, pause_s, speaker, ends_at))
+        elif found:
             # Marks in a row, or one in a line of its own, belong to what is before.
-            found[-1] = replace(found[-1], pause_s=_sum(found[-1].pause_s, pause_s))
+            silence_s = _sum(found[-1].pause_s, pause_s)
+            if found[-1].ends_at is Break.PARAGRAPH:
+                ends_at = Break.PARAGRAPH
+            found[-1] = replace(found[-1], pause_s=silence_s, ends_at=ends_at)
+        if named:
+            speaker = voice(named)
     return found
 
 
@@ -276,7 +288,8 @@ def split_text(
         joined = _join(before, piece)
         fits = len(joined.spoken) <= rest.longest and count_ids(joined.spoken) <= MAX_IDS
         if can_be_spoken:
-            chunks.append(replace(joined, pause_s=piece.pause_s) if fits else piece)
+            behind = replace(joined, pause_s=piece.pause_s, voice=piece.voice)
+            chunks.append(behind if fits else piece)
             opening = None
         elif chunks:
             chunks[-1] = joined if fits else replace(before, pause_s=joined.pause_s)
@@ -295,6 +308,7 @@ def _join(before: TextChunk, piece: TextChunk) -> TextChunk:
         piece.ends_at,
         f"{before.spoken} {piece.spoken}" if is_replaced else "",
         _sum(before.pause_s, piece.pause_s),
+        before.voice,
     )
 
 
@@ -356,8 +370,14 @@ def _pieces(paragraphs: Sequence[Paragraph], sizes: _Sizes) -> Iterator[TextChun
                 end = start + len(spoken)
                 written = reading.written_between(start, end)
                 read_as = "" if written == spoken else spoken
-                pause_s = paragraph.pause_s if end == len(reading.spoken) else None
-                yield TextChunk(written, kind, read_as, pause_s)
+                is_last = end == len(reading.spoken)
+                yield TextChunk(
+                    written,
+                    paragraph.ends_at if is_last else kind,
+                    read_as,
+                    paragraph.pause_s if is_last else None,
+                    paragraph.voice,
+                )
 
 
 def _within_ids(text: str, kind: Break) -> Iterator[tuple[str, Break]]:

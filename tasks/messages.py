@@ -72,12 +72,14 @@ class Piece:
 
     ``text`` is as written; ``read_as`` is what the model reads in its place, empty where that is
     the text itself. ``chapter`` is the title of the chapter that it begins, if it begins one.
+    ``voice`` speaks it, empty for the job's.
     """
 
     text: str
     pause_s: float
     read_as: str = ""
     chapter: str = ""
+    voice: str = ""
 
     @property
     def spoken(self) -> str:
@@ -86,14 +88,14 @@ class Piece:
     @classmethod
     def of_row(cls, row: list[Any]) -> "Piece":
         """What a newer version put behind these fields is left out."""
-        return cls(*row[:4])
+        return cls(*row[:5])
 
     def to_row(self) -> list[str | float]:
         """As it is stored; ``of_row`` makes the piece again."""
-        row: list[str | float] = [self.text, self.pause_s]
-        if self.read_as or self.chapter:
-            row.append(self.read_as)
-        return [*row, self.chapter] if self.chapter else row
+        row: list[str | float] = [self.text, self.pause_s, self.read_as, self.chapter, self.voice]
+        while len(row) > 2 and not row[-1]:
+            row.pop()
+        return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def make_chunks(
                 index=index,
                 count=job.count,
                 text=piece.spoken,
-                voice=request.voice,
+                voice=piece.voice or request.voice,
                 language=request.language,
                 steps=request.steps,
                 speed=request.speed,

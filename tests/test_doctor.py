@@ -336,6 +336,9 @@ def test_say_joins_all_chunks_with_their_pauses(
     assert paused == again
     _, marked = frames("--seed", "1", "--pause", "1", mark="[pause 2.5s]")
     assert len(marked) - len(paused) == 2 * round(1.5 * rate)
+    _, two = frames("--seed", "1", "--pause", "1", mark="[voice M1]")
+    assert two != paused
+    assert two == frames("--seed", "1", "--pause", "1", mark="[voice m1]")[1]
     seconds = (len(paused) - len(without)) / 2 / rate
     assert seconds == int(seconds) >= 2  # a second after each chunk but the last
     assert "RTF" in capsys.readouterr().out

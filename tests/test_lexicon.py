@@ -188,7 +188,7 @@ def test_how_a_piece_is_read_is_stored_with_it(tmp_path: Path) -> None:
         ({"a" * 101: "b"}, "has 101 characters; at most 100 are allowed"),
         ({"a": "b" * 201}, "has 201 characters; at most 200 are allowed"),
         ({"a": "\udc00"}, "half of a surrogate pair"),
-        ({"***": "[pause 2s]"}, "'***' is read as holds a pause mark"),
+        ({"***": "[pause 2s]"}, "'***' is read as holds a mark"),
         ({str(n): "a" for n in range(MAX_ENTRIES + 1)}, "it has 501 entries"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_request_comes_before_the_server_and_a_language_before_all(tmp_path: P
         ('{"SQL": ""}', "'SQL' is read as is empty"),
         ('{"de": {"SQL": "a"}}', "'de' is no language; there are en, ko"),
         ('{"ko": {"SQL": {}}}', "no string"),
-        ('{"SQL": "[pause:2s]"}', "pause mark"),
+        ('{"SQL": "[pause:2s]"}', "holds a mark"),
         ("[" * 100_000, "recursion"),
     ],
 )

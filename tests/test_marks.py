@@ -1,6 +1,8 @@
-"""Pause marks: a text is cut there, so much silence follows, and nobody sees or hears the mark."""
+"""Marks: a text is cut there, silence follows or another voice, and nobody sees or hears them."""
 
+import json
 import random
+import threading
 import time
 from typing import Any
 
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 from app.errors import Problem
 from app.fragments import Fragments
 from app.schemas import BeginBody, LongBody, SpeechBody
-from app.submit import read, split, warnings
+from app.submit import cut, read, split, warnings
+from app.turns import Turns
 from supertonic.lexicon import Entries, Lexicon
-from supertonic.pauses import without_last
+from supertonic.marks import without_last
 from supertonic.text import read_text, split_text
 from tasks.jobsound import read_index
+from tasks.messages import Piece
 from tasks.settings import Settings
 from tests.sse import SAMPLE_RATE, joined, samples_of
 from tests.stack import Stack
@@ -97,7 +101,7 @@ def test_a_text_of_marks_alone_has_nothing_to_say() -> None:
 def test_what_is_no_mark_is_text_as_ever_and_told(text: str) -> None:
     assert pieces(f"One {text} two.") == [(f"One {text} two.", 0.0)]
     assert told(f"One {text} two.") == (
-        f"{text} is no pause but text; a pause is [pause 1.5s] or [pause 500ms]",
+        f"{text} is no mark but text; a pause is [pause 1.5s] or [pause 500ms]",
     )
 
 
@@ -299,3 +303,198 @@ def test_pauses_around_what_is_not_spoken_add_up_and_are_warned_of() -> None:
     text = read(body, None, Settings())
     assert warnings(body, text) == ("A pause of more than 10 s in one place is 10 s",)
     assert [piece.pause_s for piece in split(body, text, Settings())] == [10.0, 0.0]
+
+
+# -- voices ----------------------------------------------------------------------------------
+
+
+def voiced(text: str, **fields: Any) -> list[tuple[str, float, str]]:
+    body = SpeechBody(text=text, language="en", **fields)
+    found = split(body, read_text(text), SETTINGS)
+    return [(piece.text, piece.pause_s, piece.voice) for piece in found]
+
+
+@pytest.mark.parametrize(
+    ("mark", "voice"),
+    [
+        ("[voice F1]", "F1"),
+        ("[voice:F1]", "F1"),
+        ("[VOICE: f1]", "F1"),
+        ("[voice\nM2+F3]", "M2+F3"),
+        ("[voice m2(3)+F3(0.5)+M1]", "M2(3)+F3(0.5)+M1"),
+        ("[voice F1] [voice M2]", "M2"),
+        ("[voice F1] ... [voice M2]", "M2"),
+        ("[voice F1][voice default]", ""),
+        ("[Voice Default]", ""),
+    ],
+)
+def test_from_a_mark_on_another_voice_speaks(mark: str, voice: str) -> None:
+    shown = "He said, ..." if "..." in mark else "He said,"
+    assert voiced(f"He said, {mark}hello. You.", pause_s=0.2, paragraph_pause_s=2) == [
+        (shown, 0.2, ""),
+        ("hello. You.", 0.0, voice),
+    ]
+    assert voiced(f"{mark} Hello.\n\nYou.", pause_s=0.2, paragraph_pause_s=2) == [
+        ("... Hello." if "..." in mark else "Hello.", 2.0, voice),
+        ("You.", 0.0, voice),
+    ]
+    assert told(f"He said, {mark}hello.") == ()
+
+
+@pytest.mark.parametrize("between", ["[voice F1]\n\n", "\n\n[voice F1]", " \n \n[voice F1]\n\n"])
+def test_a_voice_and_a_blank_line_part_paragraphs(between: str) -> None:
+    found = voiced(f"One.{between}Two.", paragraph_pause_s=2)
+    assert found == [("One.", 2.0, ""), ("Two.", 0.0, "F1")]
+
+
+@pytest.mark.parametrize("between", ["[voice F1][pause 1s]", "[pause 1s]\n\n[voice F1]"])
+def test_a_voice_and_a_pause_are_both_heard(between: str) -> None:
+    found = voiced(f"One. {between} Two.", paragraph_pause_s=2)
+    assert found == [("One.", 1.0, ""), ("Two.", 0.0, "F1")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[voice breaks]", "[voice F6]", "[voice]", "[voice F1 M1]", "[voice M1+]", "[voice M1(x)]"],
+)
+def test_what_names_no_voice_is_text_and_told(text: str) -> None:
+    assert voiced(f"One {text} two.") == [(f"One {text} two.", 0.0, "")]
+    assert told(f"One {text} two.") == (
+        f"{text} is no mark but text; a voice is [voice F1], [voice M1+F2] or [voice default]",
+    )
+
+
+def test_several_that_are_no_marks_are_told() -> None:
+    assert len(told("A [pause 1], [voice], [voice], [pause] b.")) == 3
+    assert len(told(" ".join(f"[voice a{n}]" for n in range(99)) + " b.")) == 5
+
+
+def test_signs_before_the_first_word_take_nobodys_voice() -> None:
+    assert voiced("*** [voice F1] Hello.") == [("*** Hello.", 0.0, "F1")]
+
+
+def test_each_chapter_begins_in_the_voice_of_the_request() -> None:
+    text = "# One\nHello. [voice F1] Hi.\n# Two\nBye."
+    body = LongBody(text=text, language="en", chapters=True)
+    found = [(piece.text, piece.voice) for piece in cut(body, None, SETTINGS)[1]]
+    assert found == [("One", ""), ("Hello.", ""), ("Hi.", "F1"), ("Two", ""), ("Bye.", "")]
+
+
+PLAY = (
+    "Good evening. He said, [voice F1] Come in. And sit. [voice M2] 1. No.\n\n[voice M2]Or yes,"
+    " [voi] and [voice default] [pause 1s] off he went. [voice M1(2)+F2] Ah."
+)
+SPEAKERS = [
+    ("Good evening.", ""),
+    ("He said,", ""),
+    ("Come in. And sit.", "F1"),
+    ("1. No.", "M2"),
+    ("Or yes, [voi] and", "M2"),
+    ("off he went.", ""),
+    ("Ah.", "M1(2)+F2"),
+]
+
+
+def who_says_what(texts: list[str]) -> list[tuple[str, str]]:
+    return [
+        (word, piece.voice)
+        for text in texts
+        for piece in split(SpeechBody(text=text, language="en"), read_text(text), SETTINGS)
+        for word in piece.text.split()
+    ]
+
+
+def test_however_a_text_is_cut_the_same_voices_say_the_same_words() -> None:
+    words = [(word, voice) for text, voice in SPEAKERS for word in text.split()]
+    assert who_says_what([PLAY]) == words
+    assert who_says_what(spoken(begun(), list(PLAY))) == words
+    dice = random.Random(3)
+    for _ in range(200):
+        cuts = sorted(dice.sample(range(len(PLAY)), dice.randrange(1, 20)))
+        parts = [PLAY[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+        assert who_says_what(spoken(begun(), parts)) == words
+        assert who_says_what([told_together(parts)]) == words
+
+
+def told_together(parts: list[str]) -> str:
+    """What a connection speaks of a text all of which waits."""
+    fragments, changed = begun(), threading.Condition()
+    turns = Turns[None](changed)
+    wishes = [fragments.add(part) for part in parts] + [fragments.flush(is_end=True)]
+    for wish in filter(None, wishes):
+        turns.add_sentences(fragments, wish)
+    assert len(turns) == 1
+    text: Any = turns.take()
+    return text.text
+
+
+def test_a_voice_outlasts_a_flush_and_what_was_refused_leaves_none() -> None:
+    fragments = begun()
+    fragments.add("[voice F1] Hello")
+    assert who_says_what([fragments.flush().text]) == [("Hello", "F1")]
+    wish = fragments.add("you. And")
+    assert who_says_what([wish.text]) == [("you.", "F1")]
+    refused = fragments.add(" me. [voice M2] No. So")
+    assert who_says_what([refused.text])[-1] == ("No.", "M2")
+    fragments.take_back()
+    assert who_says_what([fragments.flush().text]) == [("And", "F1")]
+
+
+def test_who_speaks_is_kept_with_a_job() -> None:
+    pieces = [
+        Piece("Hi.", 0.3, voice="F1"),
+        Piece("Hi.", 0.0),
+        Piece("SQL", 0.0, "sequel", "A", "M1"),
+    ]
+    assert [Piece.of_row(json.loads(json.dumps(piece.to_row()))) for piece in pieces] == pieces
+    assert pieces[1].to_row() == ["Hi.", 0.0]
+
+
+def test_each_voice_is_heard_as_if_it_spoke_alone(server: Stack) -> None:
+    plain = {"text": "One sentence.\n\nAnother one.\n\nThe third.", "seed": 85}
+    by_one, by_two = (chunks_of(server, plain | {"voice": voice}) for voice in ("M1", "M2+F3"))
+    text = "One sentence. [voice M2+F3] Another one. [voice default] The third."
+    mixed = chunks_of(server, {"text": text, "seed": 85, "voice": "M1"})
+    assert [len(samples) for samples in by_one] != [len(samples) for samples in by_two]
+    for found, expected in zip(mixed, (by_one[0], by_two[1], by_one[2]), strict=True):
+        assert is_same(found, expected)
+
+
+def is_same(samples: np.ndarray, expected: np.ndarray) -> bool:
+    """But for the last bit, which may depend on the batch."""
+    is_as_long = len(samples) == len(expected)
+    return is_as_long and np.abs(samples.astype(int) - expected).max() <= 1
+
+
+def chunks_of(server: Stack, body: dict[str, Any]) -> list[np.ndarray]:
+    events = stream(server, body | {"pause_s": 0.0})
+    return [joined([event]) for event in events if event.event == "chunk"]
+
+
+def test_a_long_job_is_spoken_by_its_voices(server: Stack) -> None:
+    body = {"text": "One sentence. [voice F1] Another one.", "seed": 86, "voice": "M1"}
+    job_id = server.post("/synthesize/long", body).json()["job_id"]
+    done(server, job_id)
+    sound = samples_of(server.get(f"/jobs/{job_id}/audio").content)
+    assert is_same(sound, joined(stream(server, body)))
+    assert "voice" not in server.get(f"/jobs/{job_id}/captions").text
+
+
+def test_a_voice_that_cannot_speak_is_refused(server: Stack) -> None:
+    answer = server.post("/synthesize", {"text": "Hi. [voice M1(0)+F1(0)] You."})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "text" and "[voice M1(0)+F1(0)]: a mixture needs" in error["detail"]
+
+
+def test_fragments_over_a_websocket_have_voices(server: Stack) -> None:
+    with connect(server) as ws:
+        send(ws, "begin", seed=87, voice="M1", slices=False)
+        for part in ("[voi", "ce F1] One sentence", ". And"):
+            send(ws, "text", text=part)
+        send(ws, "end")
+        found = heard(ws, "ended")
+    assert texts_in(found) == "One sentence. And"
+    first = next(message for message in found if message["type"] == "chunk")
+    alone = joined(stream(server, {"text": "One sentence.", "seed": 87, "voice": "F1"}))
+    assert first["n_samples"] >= len(alone)
