@@ -167,7 +167,7 @@ def warnings(body: SpeechBody, text: Sequence[Paragraph]) -> tuple[str, ...]:
     spoken = "\n".join(paragraph.reading.spoken for paragraph in text)
     found = [*_hangul(spoken, body.language), *_unknown(spoken), *_marks(body.text, text)]
     if body.text[:100].lstrip().lower().startswith("<speak"):
-        found.append("SSML is read as plain text; there are [pause 1s] and [voice F1] in the text, and lexicon")
+        found.append("SSML is read as plain text; there are [pause 1s], [voice F1] and the lexicon")
     if isinstance(body, LongBody) and body.chapters and not has_titles(body.text):
         found.append("The text has no chapters: no line begins with # and a title")
     return tuple(found)

@@ -437,6 +437,16 @@ def test_a_long_job_ends_in_a_file_that_survives_a_reload(
     assert page.console_errors() == []
 
 
+def test_the_sample_dialogue_is_spoken_turn_by_turn(page: Page, server: Any) -> None:
+    page.press("#samples button:last-child")
+    assert page.script("return document.getElementById('text').value").startswith("[voice F2]")
+    page.find("#speak").click()
+    page.wait("supertonic.state === 'finished'", limit_s=60)
+    assert page.speech["chunksPlayed"] == 4
+    assert not page.find("#problem").is_displayed()
+    assert server.get(f"/jobs/{page.speech['jobId']}").json()["warnings"] == []
+
+
 def test_files_that_were_fetched_with_a_key_are_given_back(page: Page, server: Any) -> None:
     page.script("sessionStorage.setItem('supertonic.key', 'a key')")
     try:

@@ -11,6 +11,9 @@ export const SAMPLES = {
       "stairs, lit the lamp, and wrote down the weather. On the tenth day a small boat came out " +
       "of the fog. Nobody was rowing it.\n\nShe put on her coat and went down to the water. In " +
       "the boat lay a box, carefully tied with string, and on the box was her own name.",
+    Dialogue:
+      "[voice F2] Good evening. Is this seat taken?\n[voice M3] No, please sit down. Are you going " +
+      "far?\n[voice F2] To the end of the line.\n[voice M3] Nobody has gone that far in years.",
   },
   ko: {
     Greeting: "안녕하세요! 이 문장은 방금 이 페이지를 보여 주는 컴퓨터에서 만들어졌습니다.",
@@ -19,6 +22,9 @@ export const SAMPLES = {
       "등대지기는 아흐레 동안 아무와도 말하지 않았습니다. 저녁마다 계단을 올라 등불을 켜고 " +
       "날씨를 적었습니다. 열흘째 되는 날, 안개 속에서 작은 배 한 척이 나타났습니다. 노를 젓는 " +
       "사람은 없었습니다.",
+    Dialogue:
+      "[voice F2] 안녕하세요. 여기 자리 있나요?\n[voice M3] 아니요, 앉으세요. 멀리 가세요?\n" +
+      "[voice F2] 종점까지 가요.",
   },
   es: {
     Greeting: "¡Hola! Esta frase se creó hace un momento en el ordenador que muestra esta página.",
@@ -27,6 +33,9 @@ export const SAMPLES = {
       "La farera llevaba nueve días sin hablar con nadie. Cada tarde subía la escalera, encendía " +
       "la lámpara y anotaba el tiempo. Al décimo día salió de la niebla una barca pequeña. Nadie " +
       "remaba en ella.",
+    Dialogue:
+      "[voice F2] Buenas tardes. ¿Está libre este asiento?\n[voice M3] Sí, siéntese. ¿Va usted " +
+      "lejos?\n[voice F2] Hasta el final de la línea.",
   },
   pt: {
     Greeting: "Olá! Esta frase foi criada agora mesmo no computador que mostra esta página.",
@@ -35,6 +44,9 @@ export const SAMPLES = {
       "A faroleira não falava com ninguém havia nove dias. Todas as tardes subia a escada, acendia " +
       "a lâmpada e anotava o tempo. No décimo dia, um pequeno barco saiu do nevoeiro. Ninguém " +
       "remava.",
+    Dialogue:
+      "[voice F2] Boa tarde. Este lugar está livre?\n[voice M3] Está, sente-se. Vai para " +
+      "longe?\n[voice F2] Até ao fim da linha.",
   },
   fr: {
     Greeting: "Bonjour ! Cette phrase vient d'être créée sur la machine qui affiche cette page.",
@@ -43,6 +55,9 @@ export const SAMPLES = {
       "La gardienne du phare n'avait parlé à personne depuis neuf jours. Chaque soir, elle montait " +
       "l'escalier, allumait la lampe et notait le temps. Le dixième jour, une petite barque sortit " +
       "du brouillard. Personne ne ramait.",
+    Dialogue:
+      "[voice F2] Bonsoir. Cette place est libre ?\n[voice M3] Oui, asseyez-vous. Vous allez " +
+      "loin ?\n[voice F2] Jusqu'au bout de la ligne.",
   },
 };
 
