@@ -20,7 +20,7 @@ from app.errors import Problem, no_worker
 from app.lexicons import Lexicons
 from app.offer import sample_rate_of
 from app.schemas import SpeechBody
-from app.submit import check, check_length, check_voices, cut, warnings
+from app.submit import check, check_length, check_voices, cut, warnings, without_ssml
 from tasks.celery import send_advance, send_chunks, start_job
 from tasks.demand import AdmissionLimits
 from tasks.events import EventStore
@@ -144,6 +144,7 @@ class Speech:
             raise no_worker()
         self._check_room()
         check(body, workers, self.settings)
+        body, told = without_ssml(body)
         text, pieces = cut(body, self.lexicons.of(body), self.settings)
         check_voices(body, pieces, workers)
         check_length(body, pieces, self.settings)
@@ -171,7 +172,7 @@ class Speech:
             started_at=None,
             finished_at=None,
             error=None,
-            warnings=warnings(body, text),
+            warnings=(*told, *warnings(body, text)),
             owner=owner,
             slices=slices,
             resumable=kind is Kind.LONG or resumable,

@@ -5,15 +5,17 @@ and what the speaker should be warned of. Nothing here touches Redis.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from typing import TypeVar
 
 from app.chapters import cut_chapters, has_titles
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
 from supertonic.chunking import PAUSE_SHARE, Break
-from supertonic.errors import EmptyText, TextTooLong, UnknownVoice
+from supertonic.errors import EmptyText, SsmlError, TextTooLong, UnknownVoice
 from supertonic.lexicon import Lexicon
 from supertonic.marks import MOST_S, USUAL_VOICE, malformed
+from supertonic.ssml import is_ssml, read_ssml
 from supertonic.text import (
     Paragraph,
     estimate_seconds,
@@ -26,6 +28,8 @@ from supertonic.voices import shares
 from tasks.messages import Piece
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord
+
+Body = TypeVar("Body", bound=SpeechBody)
 
 # The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
 # character, so at speed 1 a chunk may have 700 characters.
@@ -135,6 +139,21 @@ def split(body: SpeechBody, text: Sequence[Paragraph], settings: Settings) -> li
     ]
 
 
+def without_ssml(body: Body) -> tuple[Body, tuple[str, ...]]:
+    """The request with plain text and marks in place of SSML, and what its speaker is warned of.
+
+    Raises Problem: 422 for SSML that cannot be read.
+    """
+    if not is_ssml(body.text):
+        return body, ()
+    try:
+        found = read_ssml(body.text)
+    except SsmlError as error:
+        raise field_problem("text", body.text, f"is SSML, but {error}") from None
+    told = f"These change nothing here: {', '.join(found.ignored)}"
+    return body.model_copy(update={"text": found.text}), (told,) if found.ignored else ()
+
+
 def check_voices(
     body: SpeechBody, pieces: Sequence[Piece], workers: Sequence[WorkerRecord]
 ) -> None:
@@ -166,8 +185,6 @@ def warnings(body: SpeechBody, text: Sequence[Paragraph]) -> tuple[str, ...]:
     """What the speaker should know about a text that is accepted all the same."""
     spoken = "\n".join(paragraph.reading.spoken for paragraph in text)
     found = [*_hangul(spoken, body.language), *_unknown(spoken), *_marks(body.text, text)]
-    if body.text[:100].lstrip().lower().startswith("<speak"):
-        found.append("SSML is read as plain text; there are [pause 1s], [voice F1] and the lexicon")
     if isinstance(body, LongBody) and body.chapters and not has_titles(body.text):
         found.append("The text has no chapters: no line begins with # and a title")
     return tuple(found)

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from app.errors import Problem, away
+from app.errors import Problem, away, field_problem
 from app.follow import Ended, Gap, Spoken, follow
 from app.fragments import Fragments
 from app.jobs import Speech
@@ -150,6 +150,9 @@ class Conversation:
         self._is_refused = True
         self._fragments = Fragments(BeginBody(language=settings.language), settings)
         self.limit.count(self._address)
+        if data.get("text_format") == "ssml":
+            detail = "must be text in a stream; send SSML in one synthesize"
+            raise field_problem("text_format", "ssml", detail)
         body = validate(BeginBody, manner(data, self.speech) | {"id": next(self._names)})
         lexicon = self.speech.lexicons.of(body)
         self._fragments, self._is_refused = Fragments(body, settings, lexicon), False

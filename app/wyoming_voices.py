@@ -55,10 +55,10 @@ def manner(data: dict[str, Any], speech: Speech) -> dict[str, Any]:
     """Our fields for the ``voice`` in an event: by a name from ``info``, by a language, or neither.
 
     Raises:
-        Problem: 422 for a voice that is no object, or a format other than plain text.
+        Problem: 422 for a voice that is no object, or a format that is not known.
     """
-    if data.get("text_format") not in (None, "text"):
-        raise field_problem("text_format", data["text_format"], "must be text")
+    if data.get("text_format") not in (None, "text", "ssml"):
+        raise field_problem("text_format", data["text_format"], "must be text or ssml")
     wanted = data.get("voice") or {}
     if not isinstance(wanted, dict):
         raise field_problem("voice", wanted, "must be an object with a name or a language")

@@ -2,7 +2,8 @@
 
 SupertonicError
 ├── TextError            the text cannot be spoken
-│   └── EmptyText        nothing is left to say after normalisation
+│   ├── EmptyText        nothing is left to say after normalisation
+│   └── SsmlError        its SSML is broken or asks for what there is not
 ├── UnknownLanguage
 ├── UnknownVoice
 ├── LexiconError         an entry of a lexicon cannot be used
@@ -23,6 +24,10 @@ class TextError(SupertonicError):
 
 class EmptyText(TextError):
     """Nothing is left to say after normalisation."""
+
+
+class SsmlError(TextError):
+    """The SSML is broken, or asks for what there is not."""
 
 
 class UnknownLanguage(SupertonicError):

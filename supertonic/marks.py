@@ -44,10 +44,14 @@ def has_mark(text: str) -> bool:
     return _ANY.search(text) is not None
 
 
+def is_mark(text: str) -> bool:
+    return _ANY.fullmatch(text) is not None
+
+
 def malformed(text: str) -> list[str]:
     """What looks like a mark in a text and is none, each once."""
     alike = dict.fromkeys(_ALIKE.findall(text))
-    return [found for found in alike if not _ANY.fullmatch(found)]
+    return [found for found in alike if not is_mark(found)]
 
 
 def last_pause_end(text: str) -> int:

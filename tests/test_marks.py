@@ -110,12 +110,6 @@ def test_a_word_in_brackets_is_no_reason_to_warn() -> None:
         assert told(f"One {text} two.") == ()
 
 
-def test_ssml_is_told_what_there_is_instead() -> None:
-    (warning,) = told("\n<speak>Hi <break/> there.</speak>")
-    assert "SSML is read as plain text" in warning and "[pause 1s]" in warning
-    assert told("They <speak> softly.") == ()
-
-
 def test_a_lexicon_neither_breaks_marks_nor_reads_across_them() -> None:
     lexicon = Lexicon(Entries({"pause": "paws", "1s": "one", "New York": "NY", "a": "b"}))
     text = read_text("A pause. [pause 1s] New [pause 2s] York", lexicon)

@@ -250,7 +250,8 @@ def test_texts_sent_at_once_are_spoken_one_after_the_other(service: Stack) -> No
         ({"text": "Hi.", "voice": "M1"}, "voice: must be an object"),
         ({"text": "Hi.", "voice": {"language": "de"}}, "language: must be one of en"),
         ({"text": "Hi.", "voice": {"name": "M1-es"}}, "voice: "),
-        ({"text": "<speak/>", "text_format": "ssml"}, "text_format: must be text"),
+        ({"text": "<speak/>", "text_format": "ssml"}, "text: nothing to say"),
+        ({"text": "Hi.", "text_format": "html"}, "text_format: must be text or ssml"),
     ],
 )
 def test_what_is_wrong_is_told_and_the_next_text_is_spoken(
@@ -310,10 +311,12 @@ def test_a_stream_ends_also_where_nothing_of_it_could_be_spoken(service: Stack) 
         for voice in ({"name": "Nobody"}, {"language": "de"}):
             events = await stream(client, "One sentence. ", "Another. ", "A third.", **voice)
             assert len(errors_in(events)) == 1 and not samples_in(events).size
-        await client.write_event(Event("synthesize-start", {"voice": 7}))
-        await client.write_event(SynthesizeChunk(text="One. Two. Three. Four").event())
-        await client.write_event(SynthesizeStop().event())
-        assert kinds(await heard(client, "synthesize-stopped")) == ["error", "synthesize-stopped"]
+        for start in ({"voice": 7}, {"text_format": "ssml"}):
+            await client.write_event(Event("synthesize-start", start))
+            await client.write_event(SynthesizeChunk(text="One. Two. Three. Four").event())
+            await client.write_event(SynthesizeStop().event())
+            events = await heard(client, "synthesize-stopped")
+            assert kinds(events) == ["error", "synthesize-stopped"]
         assert samples_in(await stream(client, "And now", " this.")).size
 
     talk(service, conversation)
