@@ -364,6 +364,12 @@ class ConvNeXtBlock:
         return mix(x, y, *weights, self.form.parts(len(x)))
 
 
+def blocks(convnext: Any, form: Form) -> list[ConvNeXtBlock]:
+    return [
+        ConvNeXtBlock(form, block.dwconv, block, is_causal=False) for block in convnext.convnext
+    ]
+
+
 def attend(
     form: Form,
     q: Tensor,  # (N, heads · d), with the scale already in it
@@ -381,6 +387,11 @@ def attend(
         split, k, v = split.to(form.dtype), k.to(form.dtype), v.to(form.dtype)
     k, mask = k.expand(len(v), -1, -1, -1), keys.keys if keys else None
     return rows.merge_heads(F.scaled_dot_product_attention(split, k, v, attn_mask=mask, scale=1.0))
+
+
+def per_row(packed: Tensor, rows: Rows) -> Tensor:
+    """(B · n, C) to (B, n, C), where every row has as many."""
+    return packed.view(len(rows), -1, packed.shape[1])
 
 
 def scaled(layer: nn.Linear | nn.Conv1d, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
