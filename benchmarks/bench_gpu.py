@@ -24,9 +24,9 @@ import torch
 from benchmarks.measure import describe, json_line, machine
 from supertonic.config import ModelConfig
 from supertonic.engine import Engine
-from supertonic.kernels import Rows
 from supertonic.model import Supertonic
 from supertonic.prepared import Prepared, prepare
+from supertonic.rows import Rows
 from supertonic.utterance import Utterance
 from supertonic.voices import VOICES, Style
 

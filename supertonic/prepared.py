@@ -2,7 +2,7 @@
 
 `model.py` is the truth, and tests hold this copy to it. Here the constants are folded into the
 weights, what does not change between steps is computed once, and rows lie packed behind each
-other (`kernels.py`), so that padding is never computed. Matrix products run in the precision
+other (`rows.py`), so that padding is never computed. Matrix products run in the precision
 asked for; the rest (norms, softmax, angles, the latent and its steps) stays float32. Durations are
 predicted in float64 always, so that sample counts are the same everywhere.
 """
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from supertonic.config import ModelConfig
 from supertonic.errors import ConfigError
-from supertonic.kernels import PART, Form, Past, Rows, send
+from supertonic.kernels import PART, Form, Past
 from supertonic.memory import give_back
 from supertonic.model import Batch, Draw, Seed, Supertonic, draw_noise
 from supertonic.prepared_estimator import PreparedEstimator
 from supertonic.prepared_text import PreparedDuration, PreparedText
 from supertonic.prepared_vocoder import PreparedVocoder
+from supertonic.rows import Rows, send
 
 FIRST_SLICE = 4  # frames; 0.28 s
 PRECISIONS = ("float32", "bfloat16", "float16")

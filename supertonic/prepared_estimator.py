@@ -7,19 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supertonic.kernels import (
-    Dense,
-    Form,
-    Norm,
-    Rows,
-    attend,
-    blocks,
-    per_row,
-    rotate,
-    scaled,
-    send,
-)
+from supertonic.kernels import Dense, Form, Norm, attend, blocks, rotate, scaled
 from supertonic.layers import split_heads
+from supertonic.rows import Rows, send
 from supertonic.vector_estimator import StyleCondition, TextCondition, VectorEstimator
 
 
@@ -87,7 +77,7 @@ class PreparedEstimator(nn.Module):
                 for v in self.text_v(text_emb).chunk(n, dim=1)
             ],
             style_v=[
-                split_heads(per_row(v, frames), self.style_heads)
+                split_heads(frames.per_row(v), self.style_heads)
                 for v in self.style_v(style_ttl).chunk(n, dim=1)
             ],
             characters=characters,

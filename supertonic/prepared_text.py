@@ -7,18 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supertonic.duration_predictor import DurationPredictor
-from supertonic.kernels import (
-    Dense,
-    Form,
-    Norm,
-    RelativeSelfAttention,
-    Rows,
-    attend,
-    blocks,
-    per_row,
-    scaled,
-)
+from supertonic.kernels import Dense, Form, Norm, RelativeSelfAttention, attend, blocks, scaled
 from supertonic.layers import AttentionEncoder, split_heads
+from supertonic.rows import Rows
 from supertonic.text_encoder import PromptAttention, TextEncoder
 
 
@@ -109,5 +100,5 @@ class Prompt:
         self.out = Dense(form, *scaled(attention.out_fc.linear))
 
     def __call__(self, x: Tensor, rows: Rows, style_ttl: Tensor, plus: Tensor) -> Tensor:
-        v = split_heads(per_row(self.value(style_ttl), rows), self.heads)
+        v = split_heads(rows.per_row(self.value(style_ttl)), self.heads)
         return self.out(attend(self.form, self.query(x), self.keys, v, rows), plus=plus)

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from supertonic.kernels import ConvNeXtBlock, Dense, Form, Past, Rows, Window
+from supertonic.kernels import ConvNeXtBlock, Dense, Form, Past, Window
+from supertonic.rows import Rows
 from supertonic.vocoder import Vocoder
 
 

@@ -20,10 +20,10 @@ from supertonic.graphs import (
     Shape,
     round_up,
 )
-from supertonic.kernels import Rows
 from supertonic.loading import load_engine
 from supertonic.model import Batch
 from supertonic.prepared import Prepared
+from supertonic.rows import Rows
 from supertonic.text import encode
 from tests.test_engine import mixed_utterances
 

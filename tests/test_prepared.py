@@ -15,11 +15,12 @@ from supertonic.cores import usable_cores
 from supertonic.download import WEIGHTS
 from supertonic.engine import Engine
 from supertonic.errors import ConfigError
-from supertonic.kernels import FEWEST, PART, SIZES, Form, Rows
+from supertonic.kernels import FEWEST, PART, SIZES, Form
 from supertonic.layers import Span
 from supertonic.loading import BUILTIN, load_engine, resolve_precision
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import Prepared, prepare, slice_ends
+from supertonic.rows import Rows
 from supertonic.text import encode
 from supertonic.utterance import Utterance
 from supertonic.voices import VOICES
