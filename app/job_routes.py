@@ -28,7 +28,8 @@ from app.job_sound import (
 from app.jobs import speech
 from app.outcome import until_done
 from app.query import choice, cursor, cursor_text, flag, last_event_id, number
-from app.schemas import LongBody, read_json, validate
+from app.reading import read_json, validate
+from app.schemas import LongBody
 from app.stream import sse_response
 from supertonic.audio import silence
 from tasks.celery import send_advance

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.schemas import Manner, unique_names
+from app.reading import unique_names
+from app.schemas import Manner
 from supertonic.errors import LexiconError
 from supertonic.lexicon import Entries, Lexicon
 from supertonic.text import LANGUAGES

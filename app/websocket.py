@@ -23,12 +23,14 @@ from wsproto.utilities import LocalProtocolError
 
 from app.access import Visitor
 from app.errors import Problem, away, field_problem
+from app.fields import MAX_NAME
 from app.follow import Spoken
 from app.fragments import Fragments
 from app.hangup import keep_alive
 from app.jobs import Speech
 from app.outcome import Cancelled, until_done
-from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
+from app.reading import parse_json, validate
+from app.schemas import BeginBody, Text, WishBody
 from app.stream import accepted, chunk_head
 from app.submit import check_text
 from app.turns import Turns

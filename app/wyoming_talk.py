@@ -20,7 +20,8 @@ from app.fragments import Fragments
 from app.jobs import Speech
 from app.limits import SpeechLimit
 from app.outcome import until_done
-from app.schemas import BeginBody, Text, WishBody, validate
+from app.reading import validate
+from app.schemas import BeginBody, Text, WishBody
 from app.turns import Turns
 from app.wyoming_voices import info, manner
 from app.wyoming_wire import Event, Wire
