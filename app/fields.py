@@ -8,9 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from app.chapters import is_shown
+from supertonic.characters import LANGUAGES
 from supertonic.errors import LexiconError
 from supertonic.lexicon import MAX_SPOKEN_CHARS, MAX_WRITTEN_CHARS, check_entry
-from supertonic.text import LANGUAGES
 from tasks.settings import Settings, SettingsError
 
 STEPS = (1, 50)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supertonic.characters import encode
 from supertonic.doctor import Verdict, fail, ok, warn
 from supertonic.download import WEIGHTS
 from supertonic.engine import Engine
 from supertonic.loading import BUILTIN, load_config, load_engine, resolve_device, resolve_directory
 from supertonic.model import Batch, Supertonic, draw_noise
-from supertonic.text import encode
 from supertonic.utterance import Utterance
 from supertonic.voices import VOICES, Style, load_styles
 from supertonic.weights import load_weights

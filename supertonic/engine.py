@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from supertonic.characters import encode
 from supertonic.errors import UnknownLanguage, UnknownVoice
 from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
 from supertonic.passes import is_small, plan_passes, size_per_pass
 from supertonic.prepared import FIRST_SLICE, Prepared
-from supertonic.text import encode
 from supertonic.utterance import Audio, OnSlice, Utterance, in_parts, joined
 from supertonic.voices import Style, mix, shares
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from supertonic import kernels, loops, prepared_estimator
+from supertonic.characters import encode
 from supertonic.config import ModelConfig
 from supertonic.cores import usable_cores
 from supertonic.download import WEIGHTS
@@ -21,7 +22,6 @@ from supertonic.loading import BUILTIN, load_engine, resolve_precision
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import Prepared, prepare, slice_ends
 from supertonic.rows import Rows
-from supertonic.text import encode
 from supertonic.utterance import Utterance
 from supertonic.voices import VOICES
 from supertonic.weights import load_weights
