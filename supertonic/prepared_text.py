@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supertonic.duration_predictor import DurationPredictor
+from supertonic.duration_predictor import DurationPredictor, SentenceEncoder
 from supertonic.kernels import Dense, Form, Norm, RelativeSelfAttention, attend, blocks, scaled
 from supertonic.layers import AttentionEncoder, split_heads
 from supertonic.rows import Rows
-from supertonic.text_encoder import PromptAttention, TextEncoder
+from supertonic.text_encoder import CharacterEncoder, PromptAttention, TextEncoder
 
 
 class PreparedDuration(nn.Module):
@@ -22,9 +22,7 @@ class PreparedDuration(nn.Module):
         characters = encoder.text_embedder.char_embedder.weight
         # The sentence token becomes the last row, a character like any other.
         token = encoder.sentence_token[0].T
-        self.embedding = form.constant(torch.cat([characters, token]))
-        self.convnext = blocks(encoder.convnext, form)
-        self.attention = [AttentionLayer(form, *parts) for parts in _layers(encoder.attn_encoder)]
+        self.characters = Characters(form, torch.cat([characters, token]), encoder)
         self.proj_out = Dense(form, encoder.proj_out.net.weight[:, :, 0])
         slope, layers = float(head.activation.weight), cast(list[nn.Linear], head.layers)
         self.hidden = Dense(form, *scaled(layers[0]), activation="leaky_relu", slope=slope)
@@ -32,17 +30,11 @@ class PreparedDuration(nn.Module):
 
     def with_token(self, text_ids: Tensor) -> Tensor:
         """(T,) ids of one text to (T + 1,)."""
-        return F.pad(text_ids, (1, 0), value=len(self.embedding) - 1)
+        return F.pad(text_ids, (1, 0), value=len(self.characters.embedding) - 1)
 
     def forward(self, ids: Tensor, rows: Rows, style_dp: Tensor) -> Tensor:
         """(N,) ids with each row's token to (B,) seconds."""
-        local = self.embedding.index_select(0, ids)
-        for block in self.convnext:
-            local = block(local, rows)
-        x = local
-        for layer in self.attention:
-            x = layer(x, rows)
-        sentence = self.proj_out((x + local).index_select(0, rows.starts))
+        sentence = self.proj_out(self.characters(ids, rows).index_select(0, rows.starts))
         heard = torch.cat([sentence, style_dp.flatten(1).to(sentence.dtype)], dim=1)
         return self.seconds(self.hidden(heard)).flatten().exp()
 
@@ -53,23 +45,39 @@ class PreparedText(nn.Module):
     def __init__(self, encoder: TextEncoder, form: Form) -> None:
         super().__init__()
         inner, prompted = encoder.text_encoder, encoder.speech_prompted_text_encoder
-        self.embedding = form.constant(inner.text_embedder.char_embedder.weight)
-        self.convnext = blocks(inner.convnext, form)
-        self.attention = [AttentionLayer(form, *parts) for parts in _layers(inner.attn_encoder)]
+        self.characters = Characters(form, inner.text_embedder.char_embedder.weight, inner)
         self.prompts = [Prompt(prompted.attention1, form), Prompt(prompted.attention2, form)]
         self.norm = Norm(form, prompted.norm.norm)
 
     def forward(self, text_ids: Tensor, rows: Rows, style_ttl: Tensor) -> Tensor:
-        local = self.embedding.index_select(0, text_ids)
+        x = self.characters(text_ids, rows)
+        once = self.prompts[0](x, rows, style_ttl, plus=x)
+        # Added to x, not to `once`: that is how the published model is.
+        return self.norm(self.prompts[1](once, rows, style_ttl, plus=x))
+
+
+class Characters:
+    """What both begin with: each character, those near it, then all of the text."""
+
+    def __init__(
+        self,
+        form: Form,
+        embedding: Tensor,  # (characters, C)
+        encoder: SentenceEncoder | CharacterEncoder,
+    ) -> None:
+        self.embedding = form.constant(embedding)
+        self.convnext = blocks(encoder.convnext, form)
+        self.attention = [AttentionLayer(form, *parts) for parts in _layers(encoder.attn_encoder)]
+
+    def __call__(self, ids: Tensor, rows: Rows) -> Tensor:
+        """(N,) ids to (N, C)."""
+        local = self.embedding.index_select(0, ids)
         for block in self.convnext:
             local = block(local, rows)
         x = local
         for layer in self.attention:
             x = layer(x, rows)
-        x = x + local
-        once = self.prompts[0](x, rows, style_ttl, plus=x)
-        # Added to x, not to `once`: that is how the published model is.
-        return self.norm(self.prompts[1](once, rows, style_ttl, plus=x))
+        return x + local
 
 
 def _layers(encoder: AttentionEncoder) -> list[tuple[Any, ...]]:
