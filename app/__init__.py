@@ -13,6 +13,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app import access, admission, api, counting, errors, origins, seats, websocket
 from app.accepting import Accepting
 from app.books import book_routes
+from app.fields import check_language
 from app.hangup import HangupWatch
 from app.job_routes import job_routes
 from app.jobs import Speech
@@ -21,7 +22,7 @@ from app.limits import SpeechLimit
 from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
-from app.schemas import check_language, take_body
+from app.reading import take_body
 from app.service_routes import service_routes
 from supertonic.memory import reuse_large_buffers
 from tasks.events import connect

@@ -17,7 +17,8 @@ from app.job_sound import (
 )
 from app.jobs import speech
 from app.outcome import until_done
-from app.schemas import FileBody, StreamBody, read_json, validate
+from app.reading import read_json, validate
+from app.schemas import FileBody, StreamBody
 from app.stream import sse_response
 from tasks.messages import Job, Kind, Piece
 

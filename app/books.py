@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.errors import Problem
 from app.hangup import if_client_leaves
-from app.job_routes import entries_of, find_job, not_yet
+from app.job_routes import entries_of, find_job, not_yet, stored
 from app.job_sound import whole_file
 from app.jobs import speech
 from tasks.books import BOOK, Book, Making, chapters
@@ -52,13 +52,9 @@ def job_book(job_id: str) -> AnyResponse:
         raise Problem(409, "Only long jobs become books; this is a stream.", state=job.state.value)
     if job.state is not State.DONE:
         raise not_yet(job, "its book can be made once it is done")
-    files = speech().files
-    folder = files.folder(job_id)
+    folder = speech().files.folder(job_id)
     if not (folder / BOOK).exists():
-        sound = files.open_sound(job_id)
-        if sound is None:
-            raise Problem(410, "The audio of this job is no longer kept.")
-        sound[0].close()
+        stored(job)[0].close()
     _wait_for(job, folder / BOOK)
     try:
         file = (folder / BOOK).open("rb")

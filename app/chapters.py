@@ -4,7 +4,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from supertonic.text import is_speakable, read_text
+from supertonic.characters import is_speakable
+from supertonic.text import read_text
 
 MAX_TITLE_CHARS = 200
 # Marks that turn the order of what stands behind them.

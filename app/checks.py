@@ -13,11 +13,11 @@ from pathlib import Path
 
 from redis.connection import parse_url
 
+from app.fields import check_language
 from app.keys import Keyring
 from app.lexicons import Lexicons
 from app.limits import parse_rules
 from app.origins import Origins
-from app.schemas import check_language
 from supertonic.doctor import Level, Verdict, fail, ok
 from tasks.logs import check_logging
 from tasks.places import Place, PlaceAway

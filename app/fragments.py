@@ -9,10 +9,10 @@ from typing import Any
 from app.errors import Problem, field_problem
 from app.schemas import BeginBody, WishBody
 from app.submit import read, split
+from supertonic.characters import LANGUAGES
 from supertonic.chunking import sentences_end
 from supertonic.lexicon import Lexicon
 from supertonic.marks import last_pause_end, last_voice, without_last
-from supertonic.text import LANGUAGES
 from tasks.settings import Settings
 
 # What waits is joined up to this length: sentences that are spoken together sound better.

@@ -28,7 +28,8 @@ from app.job_sound import (
 from app.jobs import speech
 from app.outcome import until_done
 from app.query import choice, cursor, cursor_text, flag, last_event_id, number
-from app.schemas import LongBody, read_json, validate
+from app.reading import read_json, validate
+from app.schemas import LongBody
 from app.stream import sse_response
 from supertonic.audio import silence
 from tasks.celery import send_advance
@@ -75,7 +76,7 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
             if left.is_set():
                 # The job may go on, but nobody is here whom this thread could answer.
                 raise Problem(409, "The client has left.", job_id=job.job_id)
-    file, size = _stored(job)
+    file, size = stored(job)
     if output_format == "wav":
         response = whole_file(file, size, job.job_id)
         tell_warnings(response, job.warnings)
@@ -84,8 +85,8 @@ def _wait_for_long(job: Job, pieces: list[Piece], output_format: str, may_return
     return tell_job(response, job)
 
 
-def _stored(job: Job) -> tuple[BinaryIO, int]:
-    """The sound of a long job that is done, and its size in bytes."""
+def stored(job: Job) -> tuple[BinaryIO, int]:
+    """The sound of a long job that is done, and its size in bytes. Problem: 410 without it."""
     found = speech().files.open_sound(job.job_id)
     if found is None:
         raise Problem(410, "The audio of this job is no longer kept.")
@@ -169,7 +170,7 @@ def job_audio(job_id: str) -> AnyResponse:
     if job.state is not State.DONE:
         sooner = "; partial=true gives what there is" if job.kind is Kind.LONG else ""
         raise not_yet(job, f"its audio exists once it is done{sooner}")
-    file, size = _stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
+    file, size = stored(job) if job.kind is Kind.LONG else _kept(job, pieces)
     if kind == "wav":
         return whole_file(file, size, job_id)
     return encoded(file, samples_in(size), job.sample_rate, kind)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.schemas import Manner, unique_names
+from app.reading import unique_names
+from app.schemas import Manner
+from supertonic.characters import LANGUAGES
 from supertonic.errors import LexiconError
 from supertonic.lexicon import Entries, Lexicon
-from supertonic.text import LANGUAGES
 from tasks.settings import Settings, SettingsError
 
 

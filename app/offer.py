@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from app.errors import Problem
-from supertonic.text import LANGUAGES
+from supertonic.characters import LANGUAGES
 from supertonic.voices import VOICES
 from tasks.workers import WorkerRecord
 

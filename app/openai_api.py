@@ -19,12 +19,14 @@ from pybase64 import b64encode
 from app.access import owner_of
 from app.encoding import MEDIA_TYPES, OPUS_RATE, OPUS_RATES, PCM_RATE, Encoder, WholeWav, encoder
 from app.errors import Problem
+from app.fields import SPEED
 from app.follow import Spoken
 from app.job_sound import tell_job, tell_warnings
 from app.jobs import Speech, speech
 from app.offer import voices_of
 from app.outcome import until_done
-from app.schemas import SPEED, SpeechBody, V1Body, read_json, validate
+from app.reading import read_json, validate
+from app.schemas import SpeechBody, V1Body
 from app.stream import cancelling, unbuffered
 from supertonic.voices import VOICES
 from tasks.logs import facts

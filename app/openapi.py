@@ -15,11 +15,12 @@ from pydantic.json_schema import models_json_schema
 from app import answers
 from app.access import PUBLIC, keyring
 from app.errors import ENVELOPED_AS_400, TITLES
+from app.fields import ALLOWED
 from app.jobs import speech
 from app.offer import languages_of, voices_of
 from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
-from app.schemas import ALLOWED, Body
+from app.schemas import Body
 from app.version import service_version
 from supertonic.voices import MOST_MIXED
 

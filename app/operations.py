@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app import answers, schemas
+from app import answers, query, schemas
 from app.accepting import MAX_KEY_CHARS
 from app.captions import CAPTION_TYPES
 from app.encoding import FILE_FORMATS, MEDIA_TYPES
@@ -55,7 +55,7 @@ class Operation:
 IDEMPOTENCY_KEY = {"minLength": 1, "maxLength": MAX_KEY_CHARS}
 # What is no range of bytes is ignored, as RFC 9110 wants it.
 RANGE = {"type": "string"}
-EVENT_ID = {"type": "string", "pattern": f"^{schemas.EVENT_ID}$"}
+EVENT_ID = {"type": "string", "pattern": f"^{query.EVENT_ID}$"}
 FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
 LONG_HEADERS = ("Location", "Idempotent-Replayed", "X-Queue-Wait-Ms")
 JOB_HEADERS = ("X-Job-Id", "X-Seed", "X-Sample-Rate", "X-Queue-Wait-Ms", "X-Warnings")

@@ -13,6 +13,13 @@ from tasks.messages import Job, Piece, State
 RETRY_S = 5
 
 
+class Cancelled(Problem):
+    """Somebody ended the job before it was done."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(409, "The job was cancelled.", job_id=job.job_id)
+
+
 def until_done(
     speech: Speech,
     job: Job,
@@ -25,16 +32,17 @@ def until_done(
     nothing. Of a stream nobody can ask for the audio again.
 
     Raises:
-        Problem: a chunk was lost, the job was cancelled or failed, or this process ends before it.
+        Cancelled: the job was cancelled.
+        Problem: it failed, the audio of a chunk is no longer kept, or this process ends before it.
     """
     for item in follow(
         speech, job, pieces, with_audio=with_audio, may_return=False, encoder=encoder
     ):
         match item:
             case Gap():
-                raise failure(job, f"the audio of chunk {item.index} was lost")
+                raise failure(job, f"The audio of chunk {item.index} is no longer kept.")
             case Ended(state=State.CANCELLED):
-                raise Problem(409, "The job was cancelled.", job_id=job.job_id)
+                raise Cancelled(job)
             case Ended(state=State.FAILED):
                 raise failure(job, item.error, item.status)
             case Ended():

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from flask import request
 
 from app.errors import field_problem
-from app.schemas import EVENT_ID
+
+# A chunk, and samples of the one after it: 3, or 3+24576.
+EVENT_ID = r"[0-9]{1,12}(\+[0-9]{1,12})?"
 
 
 def flag(name: str, default: bool = False) -> bool:

@@ -8,11 +8,13 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.access import check_admin
 from app.errors import Problem, no_worker
+from app.fields import PAUSE_S, SPEED, STEPS
 from app.jobs import speech
 from app.metrics import json_metrics, prometheus_metrics
 from app.offer import LANGUAGE_NAMES, languages_of, voices_of
 from app.query import choice, number
-from app.schemas import PAUSE_S, SPEED, STEPS, BatchBody, SpeechBody, read_json, validate
+from app.reading import read_json, validate
+from app.schemas import BatchBody, SpeechBody
 from app.version import service_version
 from tasks.celery import queue_lengths
 from tasks.dead_letters import MAX_LETTERS, letters

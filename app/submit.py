@@ -11,19 +11,13 @@ from app.chapters import cut_chapters, has_titles
 from app.errors import field_problem
 from app.offer import languages_of, voices_of
 from app.schemas import LongBody, SpeechBody
+from supertonic.characters import is_speakable, unknown_characters
 from supertonic.chunking import PAUSE_SHARE, Break
 from supertonic.errors import EmptyText, SsmlError, TextTooLong, UnknownVoice
 from supertonic.lexicon import Lexicon
 from supertonic.marks import MOST_S, USUAL_VOICE, malformed
 from supertonic.ssml import is_ssml, read_ssml
-from supertonic.text import (
-    Paragraph,
-    estimate_seconds,
-    is_speakable,
-    read_text,
-    split_text,
-    unknown_characters,
-)
+from supertonic.text import Paragraph, estimate_seconds, read_text, split_text
 from supertonic.voices import shares
 from tasks.messages import Piece
 from tasks.settings import Settings

@@ -23,12 +23,14 @@ from wsproto.utilities import LocalProtocolError
 
 from app.access import Visitor
 from app.errors import Problem, away, field_problem
-from app.follow import Ended, Gap, Spoken, follow
+from app.fields import MAX_NAME
+from app.follow import Spoken
 from app.fragments import Fragments
 from app.hangup import keep_alive
 from app.jobs import Speech
-from app.outcome import failure
-from app.schemas import MAX_NAME, BeginBody, Text, WishBody, parse_json, validate
+from app.outcome import Cancelled, until_done
+from app.reading import parse_json, validate
+from app.schemas import BeginBody, Text, WishBody
 from app.stream import accepted, chunk_head
 from app.submit import check_text
 from app.turns import Turns
@@ -239,7 +241,10 @@ class _Conversation:
     def _answer(self, wish: WishBody) -> None:
         """Speak a text and say how that ended: done, cancelled or an error, exactly one of them."""
         try:
-            ending = self._speak(wish)
+            self._speak(wish)
+            ending = {"type": State.DONE.value} | self._so_far()
+        except Cancelled:
+            ending = {"type": State.CANCELLED.value} | self._so_far()
         except Problem as problem:
             ending = _error(problem)
         except (redis.RedisError, OperationalError) as error:
@@ -255,8 +260,8 @@ class _Conversation:
                 self.job = None
             self._send(ending | self.name)
 
-    def _speak(self, wish: WishBody) -> dict[str, Any]:
-        """Send a text's chunks; the message that ends it."""
+    def _speak(self, wish: WishBody) -> None:
+        """Send a text's chunks. Raises as ``until_done`` does."""
         job, pieces = self.speech.submit(wish, Kind.STREAM, self.visitor.owner, wish.slices)
         with self._state:
             self.job = job
@@ -265,21 +270,14 @@ class _Conversation:
             # The cancel came while the job was being made.
             self.speech.cancel(job)
         self._send({"type": "accepted"} | accepted(job) | self.name)
-        for item in follow(self.speech, job, pieces, may_return=False):
+        for item in until_done(self.speech, job, pieces):
             if not self.ws.connected:
                 # The reading thread may have failed to cancel, for want of Redis.
                 self.speech.cancel(job)
-                break
-            if isinstance(item, Gap):
-                raise failure(job, f"the audio of chunk {item.index} is no longer kept")
+                raise Cancelled(job)
             if isinstance(item, Spoken) and item.pcm is not None:
                 self._send({"type": "chunk"} | chunk_head(job, item) | self.name, item.pcm)
                 self.samples_sent += item.n_samples
-            elif isinstance(item, Ended):
-                if item.state is State.FAILED:
-                    raise failure(job, item.error, item.status)
-                return {"type": item.state.value} | self._so_far()
-        return {"type": State.CANCELLED.value} | self._so_far()
 
     def _so_far(self) -> dict[str, Any]:
         job = self.job

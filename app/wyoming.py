@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 
 from app.counting import send_figures
+from app.fields import check_language
 from app.jobs import Speech
 from app.limits import SpeechLimit
-from app.schemas import check_language
 from app.wyoming_talk import Conversation
 from supertonic.memory import give_back_every, reuse_large_buffers
 from tasks.events import connect

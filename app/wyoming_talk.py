@@ -15,16 +15,17 @@ import redis
 from kombu.exceptions import OperationalError
 
 from app.errors import Problem, away, field_problem
-from app.follow import Ended, Gap, Spoken, follow
+from app.follow import Spoken
 from app.fragments import Fragments
 from app.jobs import Speech
 from app.limits import SpeechLimit
-from app.outcome import failure
-from app.schemas import BeginBody, Text, WishBody, validate
+from app.outcome import until_done
+from app.reading import validate
+from app.schemas import BeginBody, Text, WishBody
 from app.turns import Turns
 from app.wyoming_voices import info, manner
 from app.wyoming_wire import Event, Wire
-from tasks.messages import Job, Kind, State
+from tasks.messages import Job, Kind
 
 # The protocol knows no keys: all its clients together are held to what one key may have waiting.
 OWNER = "wyoming"
@@ -243,19 +244,15 @@ class Conversation:
             return
         sound_format = {"rate": job.sample_rate, "width": 2, "channels": 1}
         self.wire.write("audio-start", sound_format)
-        for item in follow(self.speech, job, pieces, may_return=False):
+        for item in until_done(self.speech, job, pieces):
             if self._has_left:
                 # The other thread may have failed to cancel, for want of Redis.
                 self._cancel(job)
                 return
-            if isinstance(item, Gap):
-                raise failure(job, f"the audio of chunk {item.index} is no longer kept")
             if isinstance(item, Spoken) and item.pcm:
                 for begin in range(0, len(item.pcm), CHUNK_BYTES):
                     sound = item.pcm[begin : begin + CHUNK_BYTES]
                     self.wire.write("audio-chunk", sound_format, sound)
-            elif isinstance(item, Ended) and item.state is State.FAILED:
-                raise failure(job, item.error, item.status)
 
     def _say(self, problem: Problem) -> None:
         event = error_of(problem)

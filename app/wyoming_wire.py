@@ -16,7 +16,7 @@ from typing import Any
 
 from app.errors import Problem
 from app.hangup import keep_alive
-from app.schemas import parse_json
+from app.reading import parse_json
 
 # How often a silent client is looked at, and how long one that takes nothing is waited for.
 LOOK_S = 2.0

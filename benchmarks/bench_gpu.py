@@ -24,11 +24,12 @@ import torch
 from benchmarks.measure import describe, json_line, machine
 from supertonic.config import ModelConfig
 from supertonic.engine import Engine
-from supertonic.kernels import Rows
 from supertonic.model import Supertonic
 from supertonic.prepared import Prepared, prepare
+from supertonic.rows import Rows
+from supertonic.styles import Style
 from supertonic.utterance import Utterance
-from supertonic.voices import VOICES, Style
+from supertonic.voices import VOICES
 
 # FLOP per second of sound: of text and vocoder together, and of each step.
 FLOP, STEP_FLOP = (0.010 + 0.218 + 4.356) * 1e9, 0.919e9

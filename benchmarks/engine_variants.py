@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from supertonic.config import ModelConfig
-from supertonic.kernels import Rows
 from supertonic.layers import Span
 from supertonic.model import Batch, Supertonic
 from supertonic.passes import plan_passes, size_per_pass
 from supertonic.prepared import Prepared
+from supertonic.rows import Rows
 
 TOKENS, FRAMES = 110, 100
 CPU = torch.device("cpu")

@@ -48,7 +48,8 @@ def _full_size(device: str, precision: str) -> Any:
     from supertonic.engine import Engine
     from supertonic.loading import resolve_device, resolve_precision
     from supertonic.prepared import prepare
-    from supertonic.voices import VOICES, Style
+    from supertonic.styles import Style
+    from supertonic.voices import VOICES
 
     config, device = ModelConfig(), resolve_device(device)
     precision = resolve_precision(config, device) if precision == "auto" else precision

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supertonic.text import LANGUAGES
+from supertonic.characters import LANGUAGES
 from supertonic.utterance import Audio, OnSlice, Utterance
 from supertonic.voices import VOICES
 

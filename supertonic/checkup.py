@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supertonic.characters import encode
 from supertonic.doctor import Verdict, fail, ok, warn
 from supertonic.download import WEIGHTS
 from supertonic.engine import Engine
 from supertonic.loading import BUILTIN, load_config, load_engine, resolve_device, resolve_directory
 from supertonic.model import Batch, Supertonic, draw_noise
-from supertonic.text import encode
+from supertonic.styles import Style, load_styles
 from supertonic.utterance import Utterance
-from supertonic.voices import VOICES, Style, load_styles
+from supertonic.voices import VOICES
 from supertonic.weights import load_weights
 
 # 100 characters; read aloud it takes 5 to 9 seconds, 0.05 to 0.09 s per character.

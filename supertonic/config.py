@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from supertonic.characters import LANGUAGES
 from supertonic.errors import ConfigError
-from supertonic.text import LANGUAGES
 
 Sizes = TypeVar("Sizes")
 

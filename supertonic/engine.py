@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from supertonic.characters import encode
 from supertonic.errors import UnknownLanguage, UnknownVoice
 from supertonic.graphs import Graphs
 from supertonic.model import Batch, Supertonic
 from supertonic.passes import is_small, plan_passes, size_per_pass
 from supertonic.prepared import FIRST_SLICE, Prepared
-from supertonic.text import encode
+from supertonic.styles import Style, mix
 from supertonic.utterance import Audio, OnSlice, Utterance, in_parts, joined
-from supertonic.voices import Style, mix, shares
+from supertonic.voices import shares
 
 # Words and rows of the batches for which a GPU has graphs from the start.
 WARM_SHAPES = [(5, 1), (7, 1), (20, 1), (5, 4), (5, 16), (20, 8), (40, 8), (20, 32)]

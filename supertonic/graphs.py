@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supertonic.kernels import Rows
 from supertonic.model import Batch, Draw, draw_noise
 from supertonic.prepared import Prepared
+from supertonic.rows import Rows
 
 # With more steps than that, what a graph saves is small beside what it takes to hold it.
 MOST_STEPS = 8

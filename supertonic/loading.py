@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from supertonic.characters import VOCABULARY
 from supertonic.config import ModelConfig
 from supertonic.cores import usable_cores
 from supertonic.download import WEIGHTS
@@ -17,8 +18,7 @@ from supertonic.errors import ConfigError, WeightsError
 from supertonic.model import Supertonic
 from supertonic.passes import is_small
 from supertonic.prepared import check_precision, has_fast_bfloat16, prepare
-from supertonic.text import VOCABULARY
-from supertonic.voices import load_styles
+from supertonic.styles import load_styles
 from supertonic.weights import load_weights
 
 BUILTIN = Path(__file__).parent / "builtin"

@@ -5,7 +5,7 @@ thread is in Python, those on other cores wait for its lock. So on a CPU, TorchS
 functions, without Python and without the lock. The operations are the same, and so is every bit of
 what comes out. A GPU, where a graph is recorded once, gets them as they are.
 
-Tensors are packed, (N, channels), as in `kernels.py`. Weights of products are in oneDNN's own
+Tensors are packed, (N, channels), as in `rows.py`. Weights of products are in oneDNN's own
 layout, and the products come in few sizes (`Form.parts`).
 """
 

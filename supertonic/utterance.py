@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from supertonic.text import MAX_IDS, count_ids, split_text
+from supertonic.characters import MAX_IDS, count_ids
+from supertonic.text import split_text
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What travels between web, queue and workers: requests, chunks, jobs. Everything is plain JSON.
 
-Checking happens at the web's edge (app/schemas.py); here a message is only refused when it cannot
+Checking happens at the web's edge (app/reading.py); here a message is only refused when it cannot
 be understood at all, because whoever wrote it was not this program.
 """
 

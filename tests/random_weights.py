@@ -12,7 +12,7 @@ import torch
 
 from supertonic.config import ModelConfig
 from supertonic.model import Supertonic
-from supertonic.voices import Style
+from supertonic.styles import Style
 
 # On a busy machine the threads of one operation wait for each other, up to a hundred times longer
 # than they work; the tests compare numbers, not speed.

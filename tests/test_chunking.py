@@ -5,9 +5,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from supertonic.characters import LANGUAGES, encode, normalize
 from supertonic.chunking import Size, cut_paragraph
 from supertonic.errors import EmptyText, UnknownLanguage
-from supertonic.text import LANGUAGES, Break, TextChunk, encode, normalize, split_text
+from supertonic.text import Break, TextChunk, split_text
 
 relaxed = settings(deadline=None, max_examples=120)
 words = st.text("abcéñ안늙", min_size=1, max_size=12)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from supertonic.audio import to_pcm16
+from supertonic.characters import encode
 from supertonic.config import ModelConfig
 from supertonic.download import WEIGHTS
 from supertonic.engine import Engine
 from supertonic.errors import ConfigError, EmptyText, UnknownLanguage, UnknownVoice, WeightsError
 from supertonic.loading import BUILTIN, load_engine
 from supertonic.passes import plan_passes
-from supertonic.text import encode
 from supertonic.utterance import Audio, Utterance, in_parts
 from supertonic.voices import VOICES
 from tests.random_weights import full_model, random_style

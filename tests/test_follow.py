@@ -11,8 +11,10 @@ import pytest
 import redis
 
 from app.bell import Bell, Line
+from app.errors import Problem
 from app.follow import Ended, Gap, Quiet, Spoken, follow
 from app.jobs import Speech
+from app.outcome import Cancelled, until_done
 from tasks.events import ChunkResult, EventStore
 from tasks.jobfiles import JobFiles
 from tasks.measures import UNDERRUN, read, readings
@@ -168,6 +170,38 @@ def test_a_chunk_of_which_nothing_is_told_when_the_job_is_done_is_a_gap(
     told = [item for item in items if not isinstance(item, Quiet | Spoken)]
     assert told == [Gap(1), Ended(State.DONE)]
     assert [item.index for item in items if isinstance(item, Spoken)] == [0, 2]
+
+
+def test_who_wants_all_of_a_job_is_told_which_chunk_is_no_longer_kept(
+    client: "redis.Redis", bell: Bell, tmp_path: Path
+) -> None:
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 2), some_pieces(2)
+    store.create(job, pieces, 60)
+    store.publish([ChunkResult("job", index, bytes(20), {}, 60) for index in range(2)])
+    store.drop_audio("job", [1])
+    items = until_done(a_speech(store, bell, tmp_path), job, pieces)
+    assert isinstance(next(items), Spoken)
+    with pytest.raises(Problem, match=r"The audio of chunk 1 is no longer kept\.") as raised:
+        list(items)
+    assert (raised.value.status, raised.value.extra) == (500, {"job_id": "job"})
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "detail"),
+    [(State.CANCELLED, 409, "The job was cancelled."), (State.FAILED, 500, "the engine broke")],
+)
+def test_who_wants_all_of_a_job_is_told_that_it_ended_before(
+    client: "redis.Redis", bell: Bell, tmp_path: Path, state: State, status: int, detail: str
+) -> None:
+    store = EventStore(client, bell.name)
+    job, pieces = a_job("job", 2), some_pieces(2)
+    store.create(job, pieces, 60)
+    store.end("job", state, "the engine broke" if state is State.FAILED else "")
+    with pytest.raises(Problem) as raised:
+        list(until_done(a_speech(store, bell, tmp_path), job, pieces))
+    assert (raised.value.status, raised.value.detail) == (status, detail)
+    assert isinstance(raised.value, Cancelled) is (state is State.CANCELLED)
 
 
 @pytest.mark.parametrize("with_audio", [True, False])

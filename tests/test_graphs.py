@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from supertonic.characters import encode
 from supertonic.graphs import (
     MOST_GRAPHS,
     MOST_MISSED,
@@ -20,11 +21,10 @@ from supertonic.graphs import (
     Shape,
     round_up,
 )
-from supertonic.kernels import Rows
 from supertonic.loading import load_engine
 from supertonic.model import Batch
 from supertonic.prepared import Prepared
-from supertonic.text import encode
+from supertonic.rows import Rows
 from tests.test_engine import mixed_utterances
 
 CPU = torch.device("cpu")

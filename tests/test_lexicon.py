@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from app.captions import cues
 from app.errors import Problem
+from app.fields import MAX_ENTRIES
 from app.fragments import Fragments
 from app.lexicons import Lexicons
-from app.schemas import MAX_ENTRIES, BeginBody, SpeechBody, validate
+from app.reading import validate
+from app.schemas import BeginBody, SpeechBody
 from app.submit import read, split, warnings
 from supertonic.errors import LexiconError
 from supertonic.lexicon import Entries, Lexicon, Reading

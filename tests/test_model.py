@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from supertonic.characters import encode
 from supertonic.config import ModelConfig
 from supertonic.layers import Span
 from supertonic.model import Batch, Supertonic
-from supertonic.text import encode
 from tests.random_weights import full_model, random_style, z
 
 DATA = Path(__file__).parent / "data"

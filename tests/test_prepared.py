@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from supertonic import kernels, loops
-from supertonic import prepared as prepared_module
+from supertonic import kernels, loops, prepared_estimator
+from supertonic.characters import encode
 from supertonic.config import ModelConfig
 from supertonic.cores import usable_cores
 from supertonic.download import WEIGHTS
 from supertonic.engine import Engine
 from supertonic.errors import ConfigError
-from supertonic.kernels import FEWEST, PART, SIZES, Form, Rows
+from supertonic.kernels import FEWEST, PART, SIZES, Form
 from supertonic.layers import Span
 from supertonic.loading import BUILTIN, load_engine, resolve_precision
 from supertonic.model import Batch, Supertonic
 from supertonic.prepared import Prepared, prepare, slice_ends
-from supertonic.text import encode
+from supertonic.rows import Rows
 from supertonic.utterance import Utterance
 from supertonic.voices import VOICES
 from supertonic.weights import load_weights
@@ -244,7 +244,7 @@ def test_without_python_in_its_loops_every_bit_is_the_same(
             return _plain(*arguments)
 
         monkeypatch.setattr(kernels, name, noted)
-    monkeypatch.setattr(prepared_module, "rotate", kernels.rotate.__wrapped__)
+    monkeypatch.setattr(prepared_estimator, "rotate", kernels.rotate.__wrapped__)
     assert all(map(torch.equal, waveforms(model, batch), quick))
     assert calls >= {"multiply", "mix", "filter_channels"} and any("around" in one for one in calls)
     assert "find_by_row" in calls or rows > 1

@@ -9,17 +9,16 @@ from hypothesis import strategies as st
 
 from app.schemas import SpeechBody
 from app.submit import warnings
-from supertonic.errors import EmptyText, UnknownLanguage
-from supertonic.text import (
+from supertonic.characters import (
     LANGUAGES,
     UNKNOWN_ID,
     VOCABULARY,
     encode,
-    estimate_seconds,
     normalize,
-    read_text,
     unknown_characters,
 )
+from supertonic.errors import EmptyText, UnknownLanguage
+from supertonic.text import estimate_seconds, read_text
 
 PUBLISHED_INDEXER_SHA256 = "b7662a73a0703f43b97c0f2e089f8e8325e26f5d841aca393b5a54c509c92df1"
 relaxed = settings(deadline=None, max_examples=150)

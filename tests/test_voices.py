@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from supertonic.errors import UnknownVoice, VoiceError
-from supertonic.voices import VOICES, load_style, load_styles, mix, shares
+from supertonic.styles import load_style, load_styles, mix
+from supertonic.voices import VOICES, shares
 
 TTL, DP = (3, 4), (2, 5)
 

@@ -269,6 +269,18 @@ def test_a_cancel_that_meets_a_failure_is_answered_as_a_cancel(quick: Stack) -> 
         assert until_ending(ws)[-1]["type"] == "done"
 
 
+def test_a_job_that_is_deleted_elsewhere_ends_in_a_cancelled(quick: Stack) -> None:
+    with connect(quick, **SLOW) as ws:
+        ws.send(say(SENTENCE * 600))
+        job_id = json.loads(ws.recv())["job_id"]
+        wait_until_stuck(ws)
+        assert quick.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
+        heard = until_ending(ws)
+        samples = sum(message.get("n_samples", 0) for message in heard)
+        assert (heard[-1]["type"], heard[-1]["job_id"]) == ("cancelled", job_id)
+        assert heard[-1]["samples_sent"] == samples > 0
+
+
 def test_a_text_with_a_name_is_told_by_it(quick: Stack) -> None:
     with connect(quick) as ws:
         ws.send(say("One. Two.", id="first"))

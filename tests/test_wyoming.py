@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -576,7 +577,7 @@ def test_it_outlives_redis(paced: Stack) -> None:
 def test_an_address_that_is_taken_is_told(stack: Stack) -> None:
     stack.start_redis()
     stack.start_wyoming()
-    stack.start("second", "python", "-m", "app.wyoming")
+    stack.start("second", sys.executable, "-m", "app.wyoming")
     assert stack.processes.pop("second").wait(30) == 1
     told = stack.log("second").splitlines()[-1]
     assert told.startswith(f"Stopped: cannot listen on 127.0.0.1:{stack.wyoming_port} (Address ")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from supertonic.text import encode
+from supertonic.characters import encode
 from training.latents import EDGE_S, FRAME, PER_TOKEN, RATE, Space, analyse, to_tokens
 from training.plan import SEED, TEACHERS, VOICES, WORK
 from training.sentences import English, dictionary, text_source
