@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 from app.archive import Archive, UnreadableBook
 from app.chapters import is_shown, title_of
 from app.errors import shorten
-from app.xhtml import Block, Page, attributes, local, read_page, read_tree
+from app.xhtml import Allowance, Block, Page, attributes, local, read_page, read_tree
 from supertonic.text import is_speakable
 
 MAX_NAME_CHARS = 200
@@ -72,20 +72,36 @@ class Package:
     guide: dict[str, str] = field(default_factory=dict)  # kind to href
 
 
+class _Book:
+    """The archive, and how much of it may still be read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.archive, self._allowance = Archive(data), Allowance()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.archive
+
+    def tree(self, name: str) -> Element:
+        return read_tree(self.archive.read(name, MAX_TREE_BYTES), name, self._allowance)
+
+    def page(self, name: str) -> Page:
+        return read_page(self.archive.read(name), name, self._allowance)
+
+
 def read_epub(data: bytes, most_chars: int) -> Ebook:
     """The book in these bytes.
 
     Raises:
         UnreadableBook: it is broken, protected, empty, or has more text than ``most_chars``.
     """
-    archive = Archive(data)
+    book = _Book(data)
     for name in LOCKS:
-        if name in archive:
+        if name in book:
             raise UnreadableBook(f"is protected by DRM ({name}); only books without can be read")
-    package = _package(archive)
-    _refuse_encrypted(archive, package)
-    contents = _contents(archive, package)
-    text = "\n\n".join(_lines(archive, package, contents, most_chars))
+    package = _package(book)
+    _refuse_encrypted(book, package)
+    contents = _contents(book, package)
+    text = "\n\n".join(_lines(book, package, contents, most_chars))
     if not any(map(is_speakable, text.split("\n"))):
         raise UnreadableBook("holds no text that could be spoken; its pages may be pictures")
     return Ebook(_name(package.title), _name(", ".join(package.authors)), package.language, text)
@@ -100,17 +116,17 @@ def _name(text: str) -> str:
 # -- the package -----------------------------------------------------------------------------
 
 
-def _package(archive: Archive) -> Package:
-    if CONTAINER not in archive:
+def _package(book: _Book) -> Package:
+    if CONTAINER not in book:
         raise UnreadableBook(f"is a ZIP archive but no EPUB: there is no {CONTAINER} in it")
-    rootfiles = _all(_tree(archive, CONTAINER), "rootfile")
+    rootfiles = _all(book.tree(CONTAINER), "rootfile")
     paths = [attributes(each.attrib).get("full-path", "") for each in rootfiles]
     if not paths:
         raise UnreadableBook(f"names no package document in {CONTAINER}")
     path = _resolve("", paths[0])[0]
     package, roles = Package(), dict[str, str]()
     authors: list[tuple[str, str, str]] = []
-    root = _tree(archive, path)
+    root = book.tree(path)
     for element in root.iter():
         name, attrs = local(element.tag), attributes(element.attrib)
         text = " ".join("".join(element.itertext()).split()) if name in _METADATA else ""
@@ -142,10 +158,6 @@ def _package(archive: Archive) -> Package:
 _METADATA = {"title", "language", "creator", "meta"}
 
 
-def _tree(archive: Archive, name: str) -> Element:
-    return read_tree(archive.read(name, MAX_TREE_BYTES), name)
-
-
 def _item(base: str, attrs: dict[str, str]) -> Item:
     href = attrs.get("href", "")
     # What is elsewhere, such as a film, is not read.
@@ -168,13 +180,13 @@ def _all(root: Element, name: str) -> list[Element]:
     return [element for element in root.iter() if local(element.tag) == name]
 
 
-def _refuse_encrypted(archive: Archive, package: Package) -> None:
+def _refuse_encrypted(book: _Book, package: Package) -> None:
     """Raises UnreadableBook where more is encrypted than fonts."""
     name = "META-INF/encryption.xml"
-    if name not in archive:
+    if name not in book:
         return
     read = {item.path for item in package.items.values() if item.media_type in (*DOCUMENTS, NCX)}
-    for data in _all(_tree(archive, name), "encrypteddata"):
+    for data in _all(book.tree(name), "encrypteddata"):
         ways = [attributes(each.attrib).get("algorithm") for each in _all(data, "encryptionmethod")]
         uris = [attributes(each.attrib).get("uri", "") for each in _all(data, "cipherreference")]
         is_font = bool(ways) and FONT_SCRAMBLING.issuperset(ways)
@@ -187,17 +199,17 @@ def _refuse_encrypted(archive: Archive, package: Package) -> None:
 # -- the table of contents -------------------------------------------------------------------
 
 
-def _contents(archive: Archive, package: Package) -> list[Entry]:
+def _contents(book: _Book, package: Package) -> list[Entry]:
     """The lines of the table of contents, in its order; none where there is no table."""
     for item in package.items.values():
         if "nav" in item.properties:
-            entries = _navigation(_tree(archive, item.path), item, package)
+            entries = _navigation(book.tree(item.path), item, package)
             if entries:
                 return entries
     tables = [package.items[package.toc]] if package.toc in package.items else []
     tables += [item for item in package.items.values() if item.media_type == NCX]
     for item in tables[:1]:
-        return list(_ncx(_tree(archive, item.path), item.path))
+        return list(_ncx(book.tree(item.path), item.path))
     return []
 
 
@@ -233,7 +245,7 @@ def _ncx(root: Element, base: str) -> Iterator[Entry]:
 
 
 def _lines(
-    archive: Archive, package: Package, contents: Sequence[Entry], most_chars: int
+    book: _Book, package: Package, contents: Sequence[Entry], most_chars: int
 ) -> Iterator[str]:
     """Titles and paragraphs, in the order of the spine."""
     listed: dict[str, list[Entry]] = {}
@@ -243,7 +255,7 @@ def _lines(
     for item in _documents(package):
         if item.path in seen or "nav" in item.properties:
             continue
-        page = read_page(archive.read(item.path), item.path)
+        page = book.page(item.path)
         is_first = not seen
         seen.add(item.path)
         if _is_cover(page, item, package, is_first) or _is_table(page, item, package):

@@ -35,7 +35,7 @@ OTHERS = {"wait", "api_key"}
 ZIP, PDF = b"PK\x03\x04", b"%PDF-"
 # Per process: what is read is in memory, and reading it takes the processor.
 AT_ONCE = 4
-WAIT_S = 10.0
+WAIT_S = 5.0
 # Who sends more slowly than this is held for a slow client (app/slow.py).
 LEAST_BYTES_PER_S = 250_000
 MAX_PARTS = 50
@@ -83,10 +83,14 @@ def read_long(request: Request) -> Any:
         # Queries of JSON requests were never read, so what is not known there does no harm.
         known = [pair for pair in options if pair[0] in LongBody.model_fields]
         return _joined(data, _values(known)) if isinstance(data, dict) else data
-    _expect(request)
+    _refuse_too_large(request)
+    sock = request.environ.get("gunicorn.socket")
+    READING.allow(sock, WAIT_S)
     if not _turns.acquire(timeout=WAIT_S):
         raise Problem(503, "Other files are being read; try again in a moment.", retry_after_s=5)
     try:
+        # Only for those whose turn it is: many slow ones must not keep the threads.
+        READING.allow(sock, _size(request) / LEAST_BYTES_PER_S)
         upload, more = _receive(request)
         given = _values([*options, *more])
         if "text" in given:
@@ -104,13 +108,16 @@ def _too_large() -> Problem:
     return Problem(413, f"The file is larger than {limit} bytes (SUPERTONIC_MAX_UPLOAD_BYTES).")
 
 
-def _expect(request: Request) -> None:
-    """Before anything is read: refuse what is too large, and give the rest its time."""
-    limit, size = speech().settings.max_upload_bytes, request.content_length
-    if size is not None and size > limit:
+def _refuse_too_large(request: Request) -> None:
+    """Before anything is read."""
+    if _size(request) > speech().settings.max_upload_bytes:
         raise _too_large()
-    takes_s = (limit if size is None else size) / LEAST_BYTES_PER_S
-    READING.allow(request.environ.get("gunicorn.socket"), WAIT_S + takes_s)
+
+
+def _size(request: Request) -> int:
+    """In bytes; the most that is allowed where a client does not tell."""
+    size = request.content_length
+    return speech().settings.max_upload_bytes if size is None else size
 
 
 def _receive(request: Request) -> tuple[Upload, list[tuple[str, str]]]:

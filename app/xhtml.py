@@ -32,6 +32,8 @@ CELLS = {"td", "th"}
 ENDS = tuple(".,;:!?")
 # Of elements in each other. No book comes near, and a parser keeps something of each.
 MAX_DEPTH = 200
+# Of all documents of a book: each takes a parser written in Python some microseconds.
+MAX_ELEMENTS = 500_000
 TOO_DEEP = f"its elements are nested more than {MAX_DEPTH} deep"
 INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 NAMED = re.compile(r"&([A-Za-z][A-Za-z0-9]{1,31});")
@@ -62,16 +64,28 @@ class Page:
         return sum(len(block.text) for block in self.blocks)
 
 
-def read_page(data: bytes, name: str) -> Page:
+class Allowance:
+    """How many elements of a book may still be read."""
+
+    def __init__(self) -> None:
+        self.left = MAX_ELEMENTS
+
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise UnreadableBook(f"has more than {MAX_ELEMENTS} elements, which no book needs")
+
+
+def read_page(data: bytes, name: str, allowance: Allowance) -> Page:
     """UnreadableBook: the document is not XML, which every EPUB's must be."""
-    reader = _Reader()
+    reader = _Reader(allowance)
     _parse(data, name, reader)
     return reader.page
 
 
-def read_tree(data: bytes, name: str) -> Element:
+def read_tree(data: bytes, name: str, allowance: Allowance) -> Element:
     """A document about the book. UnreadableBook: it is not XML."""
-    builder = _Builder()
+    builder = _Builder(allowance)
     _parse(data, name, builder)
     return builder.root
 
@@ -120,10 +134,11 @@ def _spelled_out(text: str) -> str:
 class _Depth:
     """How many elements are open."""
 
-    def __init__(self) -> None:
-        self.depth = 0
+    def __init__(self, allowance: Allowance) -> None:
+        self.depth, self._allowance = 0, allowance
 
     def enter(self) -> None:
+        self._allowance.take()
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ValueError(TOO_DEEP)
@@ -135,8 +150,8 @@ class _Depth:
 class _Builder:
     """What the parser tells, put into a tree."""
 
-    def __init__(self) -> None:
-        self._tree, self._depth = TreeBuilder(), _Depth()
+    def __init__(self, allowance: Allowance) -> None:
+        self._tree, self._depth = TreeBuilder(), _Depth(allowance)
         self.root = Element("")
 
     def start(self, tag: str, given: dict[str, str]) -> None:
@@ -157,12 +172,12 @@ class _Builder:
 class _Reader:
     """What the parser tells, put into a page."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: Allowance) -> None:
         self.page = Page()
         self._parts: list[str] = []
         self._silent = self._links = self._rows = 0
         self._heading = False
-        self._depth = _Depth()
+        self._depth = _Depth(allowance)
 
     def start(self, tag: str, given: dict[str, str]) -> None:
         self._depth.enter()

@@ -11,7 +11,7 @@ from app import archive
 from app.archive import UnreadableBook
 from app.charsets import Undecodable, decode
 from app.epub import read_epub
-from app.xhtml import read_page
+from app.xhtml import Allowance, read_page
 from tests.ebooks import (
     CONTAINER,
     TEXT_OF_2,
@@ -100,15 +100,15 @@ def test_a_guide_that_calls_the_first_chapter_a_table_loses_no_text() -> None:
     ],
 )  # fmt: skip
 def test_xhtml_becomes_what_is_read_aloud(body: str, spoken: list[str]) -> None:
-    found = read_page(page(body).encode(), "a.xhtml")
+    found = read_page(page(body).encode(), "a.xhtml", Allowance())
     assert [block.text for block in found.blocks] == spoken
 
 
 def test_documents_may_be_in_other_encodings() -> None:
     text = page("<p>Übergröße</p>").replace("utf-8", "iso-8859-1")
-    found = read_page(text.encode("latin-1"), "a.xhtml")
+    found = read_page(text.encode("latin-1"), "a.xhtml", Allowance())
     assert found.blocks[0].text == "Übergröße"
-    found = read_page(page("<p>Übergröße</p>").encode("utf-16"), "a.xhtml")
+    found = read_page(page("<p>Übergröße</p>").encode("utf-16"), "a.xhtml", Allowance())
     assert found.blocks[0].text == "Übergröße"
 
 
@@ -261,6 +261,9 @@ def test_other_ways_of_packing_are_named() -> None:
         "<!--" * 200_000,
         "<p " + " ".join(f"a{n}='{n}'" for n in range(50_000)) + "/>",
         "<p/>" * 200_000,
+        "<p/>" * 1_900_000,
+        "\n" * 7_000_000,
+        "&#10;" * 1_500_000,
         "<p id='a'/>" * 100_000,
         "<h1>a</h1>" * 50_000,
         "<td>" * 150 + "a " * 200_000 + "</td>" * 150,

@@ -7,9 +7,10 @@ const IS_EPUB = /\.epub$/i;
 
 export class BookChoice {
   /** send takes a form, gives the job; about tells of a job what its book is called.
-   * settings are the fields to send; onProblem shows what went wrong. */
-  constructor({ input, zone, chosen, name, make, drop, status, settings, send, about, onProblem }) {
-    Object.assign(this, { input, chosen, name, make, status, settings, send, about, onProblem });
+   * settings are the fields to send; onProblem shows what went wrong, onChoice clears it. */
+  constructor({ zone, drop, ...parts }) {
+    Object.assign(this, parts);
+    const { input, make } = this;
     this.mostBytes = Infinity;
     input.addEventListener("change", () => this.#show());
     make.addEventListener("click", () => this.#make());
@@ -44,6 +45,7 @@ export class BookChoice {
 
   #show() {
     const file = this.input.files[0];
+    this.onChoice();
     this.chosen.hidden = !file;
     if (!file) return;
     this.name.textContent = `${file.name}, ${size(file.size)}`;
@@ -59,6 +61,7 @@ export class BookChoice {
   async #make() {
     const file = this.input.files[0];
     const words = this.make.textContent;
+    this.onChoice();
     this.make.disabled = true;
     this.status.textContent = this.make.textContent = "Sending…";
     try {

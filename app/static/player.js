@@ -35,11 +35,8 @@ const jobs = new Jobs({
 const bookChoice = new BookChoice({
   input: $("file"), zone: $("book-zone"), chosen: $("book-chosen"), name: $("book-name"),
   make: $("book-make"), drop: $("book-drop"), status: $("book-status"), settings: readSettings,
-  send: (form) => {
-    clearProblem();
-    return jobs.submitFile(form);
-  },
-  about: (job) => jobs.book(job), onProblem: showProblem,
+  send: (form) => jobs.submitFile(form), about: (job) => jobs.book(job),
+  onProblem: showProblem, onChoice: clearProblem,
 });
 
 // What tests and the curious may read.
