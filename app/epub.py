@@ -22,8 +22,6 @@ MAX_NAME_CHARS = 200
 CONTAINER = "META-INF/container.xml"
 # What shops add to books that only their own readers open.
 LOCKS = ("META-INF/rights.xml", "META-INF/license.lcpl", "META-INF/sinf.xml")
-# Fonts are scrambled so that nobody takes them out; the text is not.
-FONT_SCRAMBLING = {"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"}
 DOCUMENTS = {"application/xhtml+xml", "text/html", "application/x-dtbook+xml"}
 NCX = "application/x-dtbncx+xml"
 # Of the documents about the book; each becomes a tree in memory.
@@ -181,16 +179,15 @@ def _all(root: Element, name: str) -> list[Element]:
 
 
 def _refuse_encrypted(book: _Book, package: Package) -> None:
-    """Raises UnreadableBook where more is encrypted than fonts."""
+    """Raises UnreadableBook where a document is encrypted. Of fonts, which many books scramble, it
+    does not matter.
+    """
     name = "META-INF/encryption.xml"
     if name not in book:
         return
     read = {item.path for item in package.items.values() if item.media_type in (*DOCUMENTS, NCX)}
-    for data in _all(book.tree(name), "encrypteddata"):
-        ways = [attributes(each.attrib).get("algorithm") for each in _all(data, "encryptionmethod")]
-        uris = [attributes(each.attrib).get("uri", "") for each in _all(data, "cipherreference")]
-        is_font = bool(ways) and FONT_SCRAMBLING.issuperset(ways)
-        if not is_font and not read.isdisjoint(_resolve("", uri)[0] for uri in uris):
+    for reference in _all(book.tree(name), "cipherreference"):
+        if _resolve("", attributes(reference.attrib).get("uri", ""))[0] in read:
             raise UnreadableBook(
                 "is protected by DRM: its text is encrypted; only books without can be read"
             )
