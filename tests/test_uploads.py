@@ -165,6 +165,32 @@ def test_the_same_file_and_key_give_the_same_job(server: Stack) -> None:
     assert send(server, b"Taken.", Idempotency_Key="free", **TEXT).status_code == 202
 
 
+def test_a_novel_is_accepted_and_others_are_served_meanwhile(server: Stack) -> None:
+    sentence = "The lighthouse keeper climbed the stairs and lit the lamp before the fog came in. "
+    files = epub2()
+    files["OEBPS/a.html"] = page("<h1>The Mill</h1>" + f"<p>{sentence * 4}</p>" * 1800)
+    files["OEBPS/c.html"] = page("<h1>The End</h1>" + f"<p>{sentence * 4}</p>" * 1000)
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        sent = pool.submit(send_file, server, packed(files))
+        waits = []
+        while not sent.done():
+            asked = time.monotonic()
+            assert requests.get(server.url + "/voices", timeout=30).status_code == 200
+            waits.append(time.monotonic() - asked)
+    answer = sent.result()
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    try:
+        assert job["characters"] > 900_000 and job["chunks_total"] > 2800
+        assert time.monotonic() - began < 20 and max(waits) < 5
+        listed = server.get("/jobs?limit=1").json()["jobs"]
+        assert [each["job_id"] for each in listed] == [job["job_id"]]
+        assert chapters(server, job) == ["The Mill", "The End"]
+    finally:
+        server.delete(job["links"]["self"])
+
+
 # -- what is refused -------------------------------------------------------------------------
 
 
