@@ -10,7 +10,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import access, admission, api, counting, errors, origins, seats, websocket
+from app import access, admission, api, counting, errors, origins, seats, uploads, websocket
 from app.accepting import Accepting
 from app.books import book_routes
 from app.fields import check_language
@@ -22,7 +22,6 @@ from app.limits import SpeechLimit
 from app.openai_api import openai_api
 from app.openapi import openapi
 from app.pages import pages
-from app.reading import take_body
 from app.service_routes import service_routes
 from supertonic.memory import reuse_large_buffers
 from tasks.events import connect
@@ -64,7 +63,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(origins.check_origin)
     app.before_request(access.check_access)
     app.before_request(seats.take_seat)
-    app.before_request(take_body)
+    app.before_request(uploads.take)
     app.after_request(access.tell_standing)
     app.after_request(origins.finish)
     app.after_request(admission.tell_wait)

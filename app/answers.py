@@ -258,6 +258,7 @@ class Limits(Answer):
     speed: Span
     pause_s: Span
     text_chars: int
+    file_bytes: int
 
 
 class Defaults(Answer):

@@ -31,7 +31,7 @@ TITLES = {
     412: "The file is another one",
     413: "The request is too large",
     414: "The address is too long",
-    415: "The body must be JSON",
+    415: "The body is of a type that is not read here",
     416: "There is no such range",
     422: "The request holds values that cannot be used",
     426: "Another version of the protocol is needed",

@@ -81,7 +81,7 @@ Lexicon = Annotated[
 ]
 
 
-def _code(value: object) -> object:
+def language_code(value: object) -> object:
     """Of a language with its region, the language: ``en-US`` and ``EN`` are ``en``."""
     return re.split("[-_]", value)[0].lower() if isinstance(value, str) else value
 
@@ -99,7 +99,7 @@ def _usual_language() -> str:
 
 
 Language = Annotated[
-    str, Field(strict=True, default_factory=_usual_language), BeforeValidator(_code)
+    str, Field(strict=True, default_factory=_usual_language), BeforeValidator(language_code)
 ]
 
 # How they are told, to who got them wrong and in the OpenAPI document.

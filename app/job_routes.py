@@ -28,9 +28,10 @@ from app.job_sound import (
 from app.jobs import speech
 from app.outcome import until_done
 from app.query import choice, cursor, cursor_text, flag, last_event_id, number
-from app.reading import read_json, validate
+from app.reading import validate
 from app.schemas import LongBody
 from app.stream import sse_response
+from app.uploads import read_long
 from supertonic.audio import silence
 from tasks.celery import send_advance
 from tasks.jobsound import Entry
@@ -42,7 +43,7 @@ job_routes = Blueprint("jobs", __name__)
 @job_routes.post("/synthesize/long")
 def synthesize_long() -> AnyResponse:
     # Everything that may be refused first: what is refused makes no job and takes no key.
-    body, must_wait = validate(LongBody, read_json(request)), flag("wait")
+    body, must_wait = validate(LongBody, read_long(request)), flag("wait")
     key = idempotency_key(request.headers.get("Idempotency-Key"))
     accepting: Accepting = current_app.extensions["accepting"]
     job, pieces, is_known = accepting.accept(body, owner_of(request), key)

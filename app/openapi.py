@@ -21,6 +21,7 @@ from app.offer import languages_of, voices_of
 from app.openai_api import VOICE_NAMES
 from app.operations import JSON, OPERATIONS, SSE, Good, Operation, Parameter
 from app.schemas import Body
+from app.uploads import EPUB, FORM, TEXTS
 from app.version import service_version
 from supertonic.voices import MOST_MIXED
 
@@ -121,12 +122,33 @@ def _operation(endpoint: str, path: str, operation: Operation) -> dict[str, Any]
             "required": operation.is_body_needed,
             "content": {JSON: content},
         }
+        if operation.takes_files:
+            fields = _beside_files(operation.body)
+            described["requestBody"]["content"] |= _files(fields)
+            described["parameters"] += [
+                {"name": name, "in": "query", "schema": schema} for name, schema in fields.items()
+            ]
     if is_closed:
         ways: list[dict[str, list[str]]] = [{name: []} for name in SCHEMES]
         described["security"] = ways if keyring().are_needed else [{}, *ways]
     if any(SSE in good.content for good in operation.good.values()):
         described["x-events"] = {name: _ref(model) for name, model in answers.EVENTS.items()}
     return described
+
+
+def _beside_files(body: type[Body]) -> dict[str, dict[str, str]]:
+    """The fields of a body, without its text."""
+    root = _ref(body)["$ref"]
+    return {
+        name: {"$ref": f"{root}/properties/{name}"} for name in body.model_fields if name != "text"
+    }
+
+
+def _files(fields: dict[str, dict[str, str]]) -> dict[str, Any]:
+    file = {"type": "string", "format": "binary", "description": "EPUB, Markdown or plain text"}
+    form = {"type": "object", "properties": {"file": file} | fields, "required": ["file"]}
+    text = {"schema": {"type": "string", "minLength": 1}}
+    return {FORM: {"schema": form}, EPUB: {}} | dict.fromkeys(TEXTS, text)
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -195,6 +217,7 @@ def _schemas() -> dict[str, Any]:
         for name, schema in schemas[model.__name__]["properties"].items():
             schema |= known.get(name, {})
             schema["description"] = (ALLOWED | model.allowed)[name]
+    schemas["LongBody"]["properties"]["text"]["maxLength"] = settings.max_long_text_chars
     # Either of OpenAI's names or ours; more are tolerated than can be listed.
     v1 = schemas["V1Body"]
     v1["properties"]["voice"] |= _voice([*voices_of(workers), *VOICE_NAMES])

@@ -45,6 +45,8 @@ class Operation:
     problems: tuple[int, ...] = ()
     body: type[schemas.Body] | None = None
     is_body_needed: bool = True
+    # Whether files may come in its place (app/uploads.py), with the other fields beside them.
+    takes_files: bool = False
     example: Mapping[str, Any] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     description: str = ""
@@ -88,10 +90,16 @@ OPERATIONS: dict[str, Operation] = {
         },
         (*SPEAKING, 409, 410),
         schemas.LongBody,
+        takes_files=True,
         example=EXAMPLE,
         parameters=(
             Parameter("wait", FLAG, "answer once everything is spoken"),
             Parameter("Idempotency-Key", IDEMPOTENCY_KEY, "the same key, the same job", "header"),
+        ),
+        description=(
+            "JSON; or a file (EPUB, Markdown, plain text) with the other fields beside it in a "
+            "form; or such a file as the body, with the other fields in the query. An EPUB brings "
+            "`chapters`, `title`, `author` and `language` where the request names none."
         ),
     ),
     "jobs.list_jobs": Operation(

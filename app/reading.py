@@ -20,15 +20,13 @@ T = TypeVar("T", bound=Body)
 
 
 def take_body() -> None:
-    """Before every request: read the whole body, within limits of size and time.
+    """Before every request but those with files: read the whole body, within limits of size and
+    time.
 
     Raises:
         Problem: 413 for more than the limit, 415 for a compressed body.
     """
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding.lower() != "identity":
-        # A megabyte can unpack to gigabytes, and text this short gains nothing.
-        raise Problem(415, f"Content-Encoding is {shorten(encoding)}; send the body as it is.")
+    refuse_encoding()
     # The same for WebSocket messages: what is not offered cannot be agreed on.
     request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
     data = request.get_data()
@@ -37,6 +35,14 @@ def take_body() -> None:
     # A chunked body does not announce its length and is cut at the limit without a word.
     if request.content_length is None and len(data) >= limit:
         raise Problem(413, f"The body is larger than {limit} bytes.")
+
+
+def refuse_encoding() -> None:
+    """Problem: 415 for a compressed body."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        # A megabyte can unpack to gigabytes, and text this short gains nothing.
+        raise Problem(415, f"Content-Encoding is {shorten(encoding)}; send the body as it is.")
 
 
 def read_json(request: Request) -> Any:

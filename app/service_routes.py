@@ -63,6 +63,7 @@ def voices() -> Response:
             "speed": {"min": SPEED[0], "max": SPEED[1]},
             "pause_s": {"min": PAUSE_S[0], "max": PAUSE_S[1]},
             "text_chars": speech().settings.max_text_chars,
+            "file_bytes": speech().settings.max_upload_bytes,
         },
         model=_model(workers),
     )

@@ -32,6 +32,12 @@ class ReadingWatch:
         with self._lock:
             self._since[sock] = time.monotonic()
 
+    def allow(self, sock: socket.socket | None, seconds: float) -> None:
+        """Give this one so much longer: its request is a large one."""
+        with self._lock:
+            if sock is not None and sock in self._since:
+                self._since[sock] += seconds
+
     def end(self, sock: socket.socket | None) -> None:
         """The request has been read, or the connection is given up; may be said twice."""
         with self._lock:

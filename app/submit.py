@@ -3,7 +3,7 @@ and what the speaker should be warned of. Nothing here touches Redis.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TypeVar
 
@@ -28,15 +28,33 @@ Body = TypeVar("Body", bound=SpeechBody)
 # The model is made for at most 1,000 latent frames, 69.7 s; the slowest text takes 0.09 s per
 # character, so at speed 1 a chunk may have 700 characters.
 CHARS_AT_SPEED_1 = 700
-# One request's chunks are queued all at once, so their number is bounded.
-MAX_CHUNKS = 2000
+# One request's chunks are queued all at once, so their number is bounded; those of a long job are
+# queued a few at a time, but each is looked at with every step (tasks/advancing.py).
+MAX_CHUNKS, MAX_LONG_CHUNKS = 2000, 20_000
+MAX_CHAPTERS = 2000
 # Of what only looks like a mark.
 MOST_TOLD = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Most:
+    """What one request may ask for."""
+
+    chars: int
+    chunks: int
+    audio_s: int
+
+    @classmethod
+    def of(cls, body: SpeechBody, settings: Settings) -> "Most":
+        if isinstance(body, LongBody):
+            chars, audio_s = settings.max_long_text_chars, settings.max_long_audio_s
+            return cls(chars, MAX_LONG_CHUNKS, audio_s)
+        return cls(settings.max_text_chars, MAX_CHUNKS, settings.max_audio_s)
+
+
 def check_text(body: SpeechBody, settings: Settings) -> None:
     """Raises Problem: 422 for a text that no worker could speak."""
-    limit = settings.max_text_chars
+    limit = Most.of(body, settings).chars
     if len(body.text) > limit:
         detail = f"has {len(body.text)} characters; at most {limit} are allowed"
         raise field_problem("text", body.text, detail)
@@ -70,8 +88,8 @@ def cut(
     # nothing of one.
     text = read(body, lexicon, settings)
     chapters = cut_chapters(body.text, body.title)
-    if len(chapters) > MAX_CHUNKS:
-        detail = f"has {len(chapters)} chapters; at most {MAX_CHUNKS} are allowed"
+    if len(chapters) > MAX_CHAPTERS:
+        detail = f"has {len(chapters)} chapters; at most {MAX_CHAPTERS} are allowed"
         raise field_problem("text", body.text, detail)
     readings = [read_text(chapter.text, lexicon) for chapter in chapters]
     spoken = [
@@ -91,7 +109,7 @@ def cut(
 
 def read(body: SpeechBody, lexicon: Lexicon | None, settings: Settings) -> list[Paragraph]:
     """The text as it is to be spoken. Raises Problem: 422 where that is too long."""
-    most = settings.max_text_chars
+    most = Most.of(body, settings).chars
     try:
         # What replaces a word may be many times its length.
         return read_text(body.text, lexicon, most)
@@ -162,16 +180,16 @@ def check_voices(
 
 def check_length(body: SpeechBody, pieces: Sequence[Piece], settings: Settings) -> None:
     """Raises Problem: 422 for more chunks or more sound than one request may ask for."""
-    if len(pieces) > MAX_CHUNKS:
-        detail = f"makes {len(pieces)} chunks; at most {MAX_CHUNKS} are allowed, so join lines"
+    most = Most.of(body, settings)
+    if len(pieces) > most.chunks:
+        detail = f"makes {len(pieces)} chunks; at most {most.chunks} are allowed, so join lines"
         raise field_problem("text", body.text, detail)
     seconds = sum(
         estimate_seconds(piece.spoken, body.language, body.speed) + piece.pause_s
         for piece in pieces
     )
-    limit = settings.max_audio_s
-    if seconds > limit:
-        detail = f"would take about {seconds:.0f} s to hear; at most {limit} s are allowed"
+    if seconds > most.audio_s:
+        detail = f"would take about {seconds:.0f} s to hear; at most {most.audio_s} s are allowed"
         raise field_problem("text", body.text, detail)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 BYTES_PER_SAMPLE = 2  # mono, signed 16 bit, little-endian
 FULL_SCALE = 32767
 WAV_HEADER_BYTES = 44
+MOST_TOLD = 2**32 - 1  # bytes
 
 
 def to_pcm16(samples: np.ndarray) -> bytes:
@@ -37,12 +38,15 @@ def wav_bytes(pcm: bytes, sample_rate: int) -> bytes:
 
 
 def wav_header(n_samples: int, sample_rate: int) -> bytes:
-    """The beginning of a WAV file whose samples are written elsewhere, WAV_HEADER_BYTES long."""
+    """The beginning of a WAV file whose samples are written elsewhere, WAV_HEADER_BYTES long.
+
+    Beyond 4 GiB it tells the largest size it can, which FFmpeg and browsers take for "to the end".
+    """
     size = BYTES_PER_SAMPLE * n_samples
     byte_rate = BYTES_PER_SAMPLE * sample_rate
     format_ = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, byte_rate, BYTES_PER_SAMPLE, 16)
-    riff = b"RIFF" + struct.pack("<I", WAV_HEADER_BYTES - 8 + size) + b"WAVE"
-    return riff + b"fmt " + format_ + b"data" + struct.pack("<I", size)
+    riff = b"RIFF" + struct.pack("<I", min(WAV_HEADER_BYTES - 8 + size, MOST_TOLD)) + b"WAVE"
+    return riff + b"fmt " + format_ + b"data" + struct.pack("<I", min(size, MOST_TOLD))
 
 
 def write_wav(path: str | Path, blocks: Iterable[bytes], sample_rate: int, n_samples: int) -> None:

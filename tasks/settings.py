@@ -74,7 +74,8 @@ class Settings:
     first_chunk_chars: int = _setting(
         60, "most characters of the first chunk; Korean: 0.4 of it", 20
     )
-    max_text_chars: int = _setting(50_000, "longest text accepted", 1)
+    max_text_chars: int = _setting(50_000, "longest text accepted, but for long jobs", 1)
+    max_long_text_chars: int = _setting(1_000_000, "longest text of a long job", 1)
     max_wait_s: float = _setting(
         10.0, "a listener's request is refused when sound would come later; 0: never", 0
     )
@@ -90,8 +91,14 @@ class Settings:
     cache_mb: int = _setting(
         64, "megabytes of finished chunks kept for equal requests; 0: nothing is shared", 0
     )
-    max_audio_s: int = _setting(10_800, "longest sound one request may make, in seconds", 1, 24_000)
-    max_body_bytes: int = _setting(1_000_000, "longest request body accepted", 1000)
+    max_audio_s: int = _setting(
+        10_800, "longest sound one request may make, but for long jobs, in seconds", 1, 24_000
+    )
+    max_long_audio_s: int = _setting(80_000, "longest sound of a long job, in seconds", 1, 100_000)
+    max_body_bytes: int = _setting(
+        1_000_000, "longest request body accepted, but for files of long jobs", 1000
+    )
+    max_upload_bytes: int = _setting(32_000_000, "largest file accepted for a long job", 1000)
     # Not in repr: these must not end up in a log.
     api_keys: str = _setting("", "comma-separated keys; when set, requests need one", secret=True)
     api_keys_file: str = _setting("", "file of hashed keys, one a line; read again when it changes")

@@ -2,10 +2,18 @@ import io
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from supertonic.audio import silence, to_pcm16, wav_bytes, write_wav
+from supertonic.audio import (
+    WAV_HEADER_BYTES,
+    silence,
+    to_pcm16,
+    wav_bytes,
+    wav_header,
+    write_wav,
+)
 
 
 def read(file: str | io.BytesIO) -> tuple[int, int, int, int, bytes]:
@@ -49,3 +57,17 @@ def test_a_wav_written_in_blocks_equals_one_made_at_once(tmp_path: Path) -> None
 def test_a_wrong_total_is_an_error(tmp_path: Path, announced: int) -> None:
     with pytest.raises(ValueError, match=f"expected {announced} samples, got 8"):
         write_wav(tmp_path / "x.wav", [bytes(16)], 44100, announced)
+
+
+def test_a_wav_beyond_4_gib_is_read_to_its_end(tmp_path: Path) -> None:
+    """What a novel takes: 18 hours. The file has holes and takes no room."""
+    path, n_samples = tmp_path / "long.wav", 18 * 3600 * 44_100
+    with path.open("wb") as file:
+        file.write(wav_header(n_samples, 44_100))
+        file.truncate(WAV_HEADER_BYTES + 2 * n_samples)
+    with av.open(str(path)) as sound:
+        stream = sound.streams.audio[0]
+        assert float(stream.duration * stream.time_base) == 18 * 3600
+        sound.seek(17 * 3600 * 1_000_000)
+        assert next(sound.decode(audio=0)).time == pytest.approx(17 * 3600, abs=1)
+    assert len(wav_header(2**31 - 20, 44_100)) == WAV_HEADER_BYTES

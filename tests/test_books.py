@@ -192,7 +192,7 @@ def test_chapters_know_pause_marks_and_the_lexicon(server: Stack) -> None:
 
 
 def test_limits_hold_for_all_chapters_together() -> None:
-    limits, lexicon = Settings(max_text_chars=1000), Lexicon(Entries({"b": "hello"}))
+    limits, lexicon = Settings(max_long_text_chars=1000), Lexicon(Entries({"b": "hello"}))
     body = LongBody(text="# b\n" + "b " * 50, chapters=True, language="en")
     _, pieces = cut(body, lexicon, limits)
     assert [piece.chapter for piece in pieces if piece.chapter] == ["b"]

@@ -212,6 +212,24 @@ def test_only_what_takes_too_long_is_closed_and_sooner_under_pressure() -> None:
         assert reading.close_slow(time.monotonic() + PRESSED_S + 1) == 2
 
 
+def test_who_sends_a_large_file_has_more_time() -> None:
+    with ExitStack() as close:
+        large, small = (socket.socketpair() for _ in range(2))
+        for sock in (*large, *small):
+            close.enter_context(sock)
+        reading = ReadingWatch()
+        reading._threads = 8
+        reading.allow(large[0], 100.0)
+        for ours in (large[0], small[0]):
+            reading.begin(ours)
+        reading.allow(large[0], 20.0)
+        reading.allow(None, 20.0)
+        now = time.monotonic()
+        assert reading.close_slow(now + READ_S + 1) == 1
+        assert reading.close_slow(now + READ_S + 19) == 0
+        assert reading.close_slow(now + READ_S + 21) == 1
+
+
 def test_clients_that_never_finish_do_not_keep_others_out(limited: Stack) -> None:
     """Each of 2 processes has 12 threads; 60 clients dribble heads and bodies into them."""
     heads = [b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b""]

@@ -28,6 +28,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         SUPERTONIC_WEB_PROCESSES="1",
         SUPERTONIC_WEB_THREADS="40",
         SUPERTONIC_MAX_TEXT_CHARS="2000",
+        SUPERTONIC_MAX_LONG_TEXT_CHARS="2000",
     )
     stack.start_redis()
     stack.start_worker(app="benchmarks.null_worker")

@@ -20,6 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.ebooks import epub3, packed
 from tests.stack import Stack, wait_for
 from tests.test_crash import TEXT as MANY_CHUNKS
 from tests.test_crash import start_slow
@@ -661,3 +662,97 @@ def test_the_page_fits_a_narrow_screen(page: Page, theme: str, tmp_path: Path) -
         assert (colour < "rgb(2") == (theme == "dark")
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def drop(page: Page, name: str, text: str) -> None:
+    """As if a file were let go over the page."""
+    page.script(
+        """
+        const [name, text] = arguments;
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([text], name));
+        for (const kind of ["dragover", "drop"]) {
+          const event = new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true });
+          document.body.dispatchEvent(event);
+          window.wasTaken = event.defaultPrevented;
+        }
+        """,
+        name,
+        text,
+    )
+
+
+def test_a_chosen_epub_becomes_an_audiobook(page: Page, server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "tales of old.epub"
+    file.write_bytes(packed(epub3()))
+    page.find("#voice-F4").click()
+    page.set(speed=1.5, seed=11)
+    assert not page.find("#book-make").is_displayed()
+    page.find("#file").send_keys(str(file))
+    page.wait("!document.getElementById('book-chosen').hidden")
+    assert page.find("#book-name").text.startswith("tales of old.epub, ")
+    assert page.find("#book-status").text.startswith("Chosen: tales of old.epub, ")
+    page.find("#book-make").send_keys(Keys.ENTER)
+    told = "“Tales of Old” by Anna Abel, Bob Bell is being spoken, in 3 chapters."
+    page.wait(f"document.getElementById('book-status').textContent === '{told}'")
+    assert not page.find("#book-chosen").is_displayed()
+    job_id = page.find("#jobs li").get_attribute("data-job")
+    job = server.get(f"/jobs/{job_id}").json()
+    assert (job["voice"], job["speed"], job["seed"]) == ("F4", 1.5, 11)
+    assert job["text_preview"].startswith("# 1. The Fox")
+    page.wait(f"document.querySelector('li[data-job=\"{job_id}\"]').dataset.state === 'done'", 60)
+    assert page.console_errors() == []
+
+
+def test_a_dropped_text_becomes_an_audiobook(page: Page, server: Any) -> None:
+    drop(page, "tales.md", "# The Fox\nIt lived here.\n# The Crow\nSo did it.")
+    assert page.script("return window.wasTaken"), "or the browser would show the file"
+    assert page.script("return document.activeElement.id") == "book-make"
+    assert not page.script("return document.getElementById('book-zone').matches('[data-over]')")
+    page.find("#book-make").click()
+    told = "tales.md is being spoken, in 2 chapters."
+    page.wait(f"document.getElementById('book-status').textContent === '{told}'")
+    drop(page, "plain.txt", "No titles here.")
+    page.find("#book-drop").click()
+    assert page.script("return document.activeElement.id") == "file"
+    assert page.find("#book-status").get_attribute("textContent") == ""
+    assert not page.find("#book-chosen").is_displayed()
+
+
+def test_a_file_that_is_refused_says_why_beside_it(page: Page) -> None:
+    for name, text, says in (
+        ("book.epub", "no book", "is no EPUB: it does not begin as a ZIP archive does"),
+        ("book.pdf", "%PDF-1.7", "is a PDF; what is read are EPUB"),
+        ("empty.txt", "", "nothing to say"),
+    ):
+        drop(page, name, text)
+        page.find("#book-make").click()
+        page.wait(f"document.getElementById('error-file').textContent.includes('{says}')")
+        assert page.find("#error-file").is_displayed() and page.find("#problem").is_displayed()
+        assert page.find("#file").get_attribute("aria-invalid") == "true"
+        assert page.script("return document.activeElement.id") == "file"
+        assert page.find("#book-name").text.startswith(name), "it can be tried again"
+        assert says in page.spoken("#file")[1]
+        assert not page.find("#error-text").is_displayed()
+
+
+def test_a_file_that_is_too_large_is_not_sent(page: Page) -> None:
+    page.script("""
+        window.fetch = () => { throw new Error("nothing is sent"); };
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([new Uint8Array(32_000_001)], "large.epub"));
+        document.getElementById("file").files = dataTransfer.files;
+        document.getElementById("file").dispatchEvent(new Event("change"));
+    """)
+    page.find("#book-make").click()
+    page.wait("!document.getElementById('error-file').hidden")
+    assert page.find("#error-file").text == "has 32.0 MB; at most 32.0 MB are taken"
+
+
+def test_the_choice_of_a_file_is_told_to_screen_readers(page: Page) -> None:
+    name, description = page.spoken("#file")
+    assert name.startswith("An audiobook from a file")
+    assert "EPUB, Markdown or plain text" in description
+    drop(page, "tales.md", "# One\nText.")
+    assert page.spoken("#book-make") == ("Make an audiobook", page.find("#book-name").text)
+    assert page.find("#book-status").get_attribute("role") == "status"

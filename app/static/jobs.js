@@ -17,11 +17,25 @@ export class Jobs {
     Object.assign(this, { list, empty, status, onProblem });
   }
 
-  async submit(body) {
-    const job = await (await request("/synthesize/long", { json: body })).json();
+  submit(body) {
+    return this.#submit({ json: body });
+  }
+
+  /** A form with a file and the other fields. */
+  submitFile(form) {
+    return this.#submit({ method: "POST", body: form });
+  }
+
+  async #submit(options) {
+    const job = await (await request("/synthesize/long", options)).json();
     this.status.textContent = "Job accepted";
     await this.refresh();
     return job;
+  }
+
+  /** {title, author, chapters} */
+  async book(job) {
+    return (await request(job.links.chapters)).json();
   }
 
   async refresh() {

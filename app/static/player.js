@@ -1,8 +1,9 @@
 // The page itself: settings, Speak and Stop, what is shown while speech runs. The parts it joins:
-// speech.js (one request and its sound), view.js (chunks, waveform), voices.js, jobs.js, texts.js,
-// problems.js, api.js.
+// speech.js (one request and its sound), view.js (chunks, waveform), voices.js, jobs.js, books.js
+// (files that become audiobooks), texts.js, problems.js, api.js.
 
 import { apiKey, request } from "./api.js";
+import { BookChoice } from "./books.js";
 import { Jobs } from "./jobs.js";
 import { clearProblem, showProblem } from "./problems.js";
 import { audioContext, Speech } from "./speech.js";
@@ -29,6 +30,13 @@ const voiceChoice = new VoiceChoice({
 });
 const jobs = new Jobs({
   list: $("jobs"), empty: $("jobs-empty"), status: $("jobs-status"), onProblem: showProblem,
+});
+
+const bookChoice = new BookChoice({
+  input: $("file"), zone: $("book-zone"), chosen: $("book-chosen"), name: $("book-name"),
+  make: $("book-make"), drop: $("book-drop"), status: $("book-status"), settings: readSettings,
+  send: (form) => jobs.submitFile(form), about: (job) => jobs.book(job),
+  onProblem: showProblem, onChoice: clearProblem,
 });
 
 // What tests and the curious may read.
@@ -97,6 +105,7 @@ async function loadServer() {
   for (const [name, { min, max }] of Object.entries(server.limits)) {
     if ($(name) && min !== undefined) Object.assign($(name), { min, max });
   }
+  bookChoice.mostBytes = server.limits.file_bytes;
   voiceChoice.fill(server.voices);
   const languages = server.languages.map(({ code, name }) => new Option(name, code));
   $("language").replaceChildren(...languages);
