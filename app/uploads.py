@@ -41,6 +41,7 @@ WAIT_S = 5.0
 # Who sends more slowly than this is held for a slow client (app/slow.py).
 LEAST_BYTES_PER_S = 250_000
 MAX_PARTS = 50
+DISCARDED_BYTES, BLOCK_BYTES = 1 << 20, 1 << 16
 
 _turns = threading.BoundedSemaphore(AT_ONCE)
 
@@ -133,6 +134,7 @@ def _receive(request: Request) -> tuple[Upload, list[tuple[str, str]]]:
         data = stream.read()
     except RequestEntityTooLarge:
         if stream.tell() > limit:
+            _discard(request)
             raise _too_large() from None
         detail = f"The form has more than {MAX_PARTS} parts, or more than {_field_bytes()} bytes"
         raise Problem(413, f"{detail} in one that is no file.") from None
@@ -141,6 +143,15 @@ def _receive(request: Request) -> tuple[Upload, list[tuple[str, str]]]:
     if len(data) > limit:
         raise _too_large()
     return Upload(data, "body", "", request.mimetype_params.get("charset", "")), []
+
+
+def _discard(request: Request) -> None:
+    """The rest of a body that does not end much later, so that its connection can go on: gunicorn
+    closes one with more left, without telling a client who may send the next request already.
+    """
+    for _ in range(DISCARDED_BYTES // BLOCK_BYTES):
+        if not request.environ["wsgi.input"].read(BLOCK_BYTES):
+            break
 
 
 def _field_bytes() -> int:
