@@ -11,10 +11,9 @@ from tasks.cache import content_key
 from tasks.demand import Admission
 from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore, connect
 from tasks.messages import Chunk, Job, Kind, State, Urgency
-from tasks.workers import WorkerRecords
 from tests.examples import RATE, a_chunk, a_job, some_pieces
 from tests.stack import Stack, wait_for
-from tests.test_access import IDLE
+from tests.test_access import IDLE, announce
 from tests.test_events import all_at_once
 
 MB = 1_000_000
@@ -471,6 +470,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("web"), SUPERTONIC_WEB_PROCESSES="1")
     stack.start_redis()
     stack.start_web()
+    wait_for(lambda: stack.get("/livez").status_code == 200)
     yield stack
     stack.stop_all()
 
@@ -483,12 +483,12 @@ def shared_chunks(
     names = [f"{model}{number}@test" for number, model in enumerate(models)]
     with connect(web.redis_url) as client:
         for name, model in zip(names, models, strict=True):
-            WorkerRecords(client).announce(replace(IDLE, name=name, fingerprint=model))
+            announce(client, replace(IDLE, name=name, fingerprint=model))
 
     def known() -> list[str]:
         return [worker["name"] for worker in web.get("/").json()["workers"]]
 
-    wait_for(lambda: known() == names, 10)
+    wait_for(lambda: known() == names)
     with web.session.post(web.url + path, json={"text": "Hi."} | body, stream=True) as answer:
         assert answer.status_code in (200, 202)
         return len(web.redis.keys("supertonic:flight:*"))
