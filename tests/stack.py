@@ -75,6 +75,7 @@ class Stack:
             "SUPERTONIC_MAX_WAIT_S": "0",
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
+            "GATE": str(folder / "gate"),  # of tests.gated_worker
             **settings,
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -187,6 +188,17 @@ class Stack:
         options = {"stream": True, "timeout": 120}
         with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
             yield response
+
+
+@contextmanager
+def shut_gate(stack: Stack) -> Iterator[Path]:
+    """Workers of ``tests.gated_worker`` stop at text with "gate" in it, until this file is gone."""
+    gate = Path(stack.env["GATE"])
+    gate.touch()
+    try:
+        yield gate
+    finally:
+        gate.unlink(missing_ok=True)
 
 
 def fill(folder: Path) -> Path:
