@@ -90,7 +90,8 @@ def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
     samples = samples_of(server.get(f"/jobs/{job_id}/audio").content)
     assert abs(len(samples) / SAMPLE_RATE - job["duration_seconds"]) < 0.01
     assert job["duration_seconds"] > 600
-    assert not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), "no chunk is kept twice"
+    folder = server.data_dir / "jobs" / job_id
+    wait_for(lambda: not list(folder.glob("*.pcm")), what="no chunk is kept twice")
     assert job["expires_at"] == job["created_at"] + 7 * 86400
 
 
