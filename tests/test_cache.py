@@ -208,9 +208,16 @@ def memory_in_use(store: EventStore) -> int:
     """Bytes of data, once Redis has freed in the background what was removed, and has looked at
     its connections, which it does once a second: what they have read counts as data until then.
     """
-    wait_for(lambda: store.redis.info("memory")["lazyfree_pending_objects"] == 0, 10)
-    time.sleep(1.5)
-    return int(store.redis.info("memory")["used_memory_dataset"])
+    wait_for(lambda: store.redis.info("memory")["lazyfree_pending_objects"] == 0)
+    seen: list[int] = []
+
+    def is_steady() -> bool:
+        time.sleep(0.5)
+        seen.append(int(store.redis.info("memory")["used_memory_dataset"]))
+        return len(seen) > 3 and max(seen[-4:]) - min(seen[-4:]) < 10_000
+
+    wait_for(is_steady)
+    return seen[-1]
 
 
 def assert_sums_are_right(store: EventStore) -> None:
