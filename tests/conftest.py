@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from tasks.events import EventStore, connect
 from tests.stack import Stack
+
+# The same examples in every run, and however long a busy machine takes for one: what fails is then
+# the change at hand. `--hypothesis-profile=default` looks for new ones.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def pytest_sessionfinish() -> None:

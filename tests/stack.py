@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +21,16 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses, each another one: all are held while they are looked for."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
 
 
 def redis_binary() -> str:
@@ -53,9 +59,7 @@ class Stack:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self.redis_port = free_port()
-        self.port = free_port()
-        self.wyoming_port = free_port()
+        self.redis_port, self.port, self.wyoming_port = free_ports(3)
         self.url = f"http://127.0.0.1:{self.port}"
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         self.data_dir = folder / "data"
@@ -71,6 +75,7 @@ class Stack:
             "SUPERTONIC_MAX_WAIT_S": "0",
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
+            "GATE": str(folder / "gate"),  # of tests.gated_worker
             **settings,
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -183,6 +188,17 @@ class Stack:
         options = {"stream": True, "timeout": 120}
         with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
             yield response
+
+
+@contextmanager
+def shut_gate(stack: Stack) -> Iterator[Path]:
+    """Workers of ``tests.gated_worker`` stop at text with "gate" in it, until this file is gone."""
+    gate = Path(stack.env["GATE"])
+    gate.touch()
+    try:
+        yield gate
+    finally:
+        gate.unlink(missing_ok=True)
 
 
 def fill(folder: Path) -> Path:

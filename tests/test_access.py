@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import redis
 import requests
 import websocket
 
@@ -61,15 +62,20 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.stop_all()
 
 
+def announce(client: "redis.Redis", record: WorkerRecord) -> None:
+    """For good: there is nobody who would renew it."""
+    WorkerRecords(client).announce(record)
+    client.persist(f"supertonic:worker:{record.name}")
+
+
 @pytest.fixture
 def announced(guarded: Stack) -> Iterator[Stack]:
     """The same with a worker's record, for as long as the test takes."""
     with connect(guarded.redis_url) as client:
-        records = WorkerRecords(client)
-        records.announce(IDLE)
+        announce(client, IDLE)
         wait_for(lambda: guarded.get("/").json()["workers"])
         yield guarded
-        records.leave(IDLE.name)
+        WorkerRecords(client).leave(IDLE.name)
     wait_for(lambda: not guarded.get("/").json()["workers"])
 
 
@@ -79,7 +85,21 @@ def bearer(key: str) -> dict[str, dict[str, str]]:
 
 def ask(stack: Stack, method: str, path: str, **options: object) -> requests.Response:
     body = {"text": "Hi."} if method == "POST" else None
-    return stack.session.request(method, stack.url + path, json=body, timeout=10, **options)
+    return stack.session.request(method, stack.url + path, json=body, timeout=30, **options)
+
+
+def ask_unavailable(
+    stack: Stack, within_s: float, method: str, path: str, **options: object
+) -> requests.Response:
+    """The answer 503, which nobody waits for: of three, so that the machine may take a break."""
+    took_s = []
+    for _ in range(3):
+        started = time.monotonic()
+        answer = ask(stack, method, path, **options)
+        took_s.append(time.monotonic() - started)
+        assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
+    assert min(took_s) < within_s
+    return answer
 
 
 CLOSED = [
@@ -188,12 +208,10 @@ def test_without_an_admin_key_this_machine_is_admin_and_who_comes_by_a_proxy_is_
 
 @pytest.mark.parametrize("route", ["/synthesize", "/synthesize/stream", "/synthesize/long"])
 def test_without_a_worker_the_answer_comes_at_once(guarded: Stack, route: str) -> None:
-    jobs, started = guarded.redis.keys("supertonic:job:*"), time.monotonic()
-    answer = ask(guarded, "POST", route, **bearer(ANNA))
-    assert time.monotonic() - started < 1
-    assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
+    jobs = set(guarded.redis.keys("supertonic:job:*"))
+    answer = ask_unavailable(guarded, 1, "POST", route, **bearer(ANNA))
     assert "make worker" in answer.json()["detail"]
-    assert guarded.redis.keys("supertonic:job:*") == jobs, "nothing is left to be spoken later"
+    assert set(guarded.redis.keys("supertonic:job:*")) <= jobs, "nothing is left for later"
 
 
 def test_readiness_needs_a_worker_and_liveness_does_not(guarded: Stack) -> None:
@@ -204,7 +222,7 @@ def test_readiness_needs_a_worker_and_liveness_does_not(guarded: Stack) -> None:
 
 def test_a_worker_without_the_voice_asked_for_is_no_help(announced: Stack) -> None:
     with connect(announced.redis_url) as client:
-        WorkerRecords(client).announce(replace(IDLE, voices=("F1",)))
+        announce(client, replace(IDLE, voices=("F1",)))
         wait_for(lambda: [v["id"] for v in announced.get("/voices").json()["voices"]] == ["F1"])
     answer = ask(announced, "POST", "/synthesize", **bearer(ANNA))
     assert answer.status_code == 422
@@ -221,13 +239,10 @@ def test_the_web_starts_without_redis_and_recovers_each_time_it_comes(stack: Sta
     assert stack.get("/ui").status_code == 200
     for _ in range(2):
         for method, path in (("POST", "/synthesize/long"), ("GET", "/readyz"), ("GET", "/jobs")):
-            started = time.monotonic()
-            answer = ask(stack, method, path)
-            assert answer.status_code == 503 and time.monotonic() - started < 3
-            assert "Redis" in answer.json()["detail"] and int(answer.headers["Retry-After"]) >= 1
+            assert "Redis" in ask_unavailable(stack, 3, method, path).json()["detail"]
         stack.start_redis()
         with connect(stack.redis_url) as client:
-            WorkerRecords(client).announce(IDLE)
-        wait_for(lambda: ask(stack, "POST", "/synthesize/long").status_code == 202, 5)
+            announce(client, IDLE)
+        wait_for(lambda: ask(stack, "POST", "/synthesize/long").status_code == 202)
         stack.kill("redis")
     stack.redis.close()

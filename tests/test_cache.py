@@ -11,10 +11,9 @@ from tasks.cache import content_key
 from tasks.demand import Admission
 from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore, connect
 from tasks.messages import Chunk, Job, Kind, State, Urgency
-from tasks.workers import WorkerRecords
 from tests.examples import RATE, a_chunk, a_job, some_pieces
 from tests.stack import Stack, wait_for
-from tests.test_access import IDLE
+from tests.test_access import IDLE, announce
 from tests.test_events import all_at_once
 
 MB = 1_000_000
@@ -209,9 +208,16 @@ def memory_in_use(store: EventStore) -> int:
     """Bytes of data, once Redis has freed in the background what was removed, and has looked at
     its connections, which it does once a second: what they have read counts as data until then.
     """
-    wait_for(lambda: store.redis.info("memory")["lazyfree_pending_objects"] == 0, 10)
-    time.sleep(1.5)
-    return int(store.redis.info("memory")["used_memory_dataset"])
+    wait_for(lambda: store.redis.info("memory")["lazyfree_pending_objects"] == 0)
+    seen: list[int] = []
+
+    def is_steady() -> bool:
+        time.sleep(0.5)
+        seen.append(int(store.redis.info("memory")["used_memory_dataset"]))
+        return len(seen) > 3 and max(seen[-4:]) - min(seen[-4:]) < 10_000
+
+    wait_for(is_steady)
+    return seen[-1]
 
 
 def assert_sums_are_right(store: EventStore) -> None:
@@ -471,6 +477,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("web"), SUPERTONIC_WEB_PROCESSES="1")
     stack.start_redis()
     stack.start_web()
+    wait_for(lambda: stack.get("/livez").status_code == 200)
     yield stack
     stack.stop_all()
 
@@ -483,12 +490,12 @@ def shared_chunks(
     names = [f"{model}{number}@test" for number, model in enumerate(models)]
     with connect(web.redis_url) as client:
         for name, model in zip(names, models, strict=True):
-            WorkerRecords(client).announce(replace(IDLE, name=name, fingerprint=model))
+            announce(client, replace(IDLE, name=name, fingerprint=model))
 
     def known() -> list[str]:
         return [worker["name"] for worker in web.get("/").json()["workers"]]
 
-    wait_for(lambda: known() == names, 10)
+    wait_for(lambda: known() == names)
     with web.session.post(web.url + path, json={"text": "Hi."} | body, stream=True) as answer:
         assert answer.status_code in (200, 202)
         return len(web.redis.keys("supertonic:flight:*"))

@@ -10,6 +10,7 @@ import requests
 
 from benchmarks.bench_streams import history
 from celeryconfig import worker_prefetch_multiplier
+from tasks.consumer import STOP_PATIENCE_S
 from tasks.events import EventStore
 from tasks.throughput import Shares
 from tests.stack import Stack, wait_for
@@ -42,11 +43,17 @@ def speak(stack: Stack, number: int) -> float:
 
 @pytest.mark.parametrize("cores", [3], indirect=True)
 def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
-    """Whichever step of the worker is made first: its order changes from start to start."""
-    for _ in range(3):
-        alone_s = min(speak(cores, number) for number in (0, 7))
+    """Whichever step of the worker is made first: its order changes from start to start. Of each
+    start the quickest of three, for the machine may be busy.
+    """
+
+    def together(_: int) -> list[float]:
         with ThreadPoolExecutor(6) as pool:
-            taken_s = sorted(pool.map(lambda number: speak(cores, number), range(1, 7)))
+            return sorted(pool.map(lambda number: speak(cores, number), range(1, 7)))
+
+    for _ in range(3):
+        alone_s = min(speak(cores, number) for number in (0, 7, 8))
+        taken_s = [min(each) for each in zip(*map(together, range(3)), strict=True)]
         # Six on three cores: three at once, and then three.
         assert taken_s[2] < 1.6 * alone_s
         assert 1.4 * alone_s < taken_s[5] < 2.8 * alone_s
@@ -57,20 +64,24 @@ def test_nobody_waits_for_a_batch_on_another_core(cores: Stack) -> None:
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
 def test_a_second_chunk_leaves_the_machine_to_the_first(cores: Stack) -> None:
-    """There is a core for it, but it is wanted two seconds later."""
-    text = "Well, this is the first of three. " + "It goes on for a while, as texts do. " * 12
-    with cores.stream({"text": text, "resumable": True}) as answer:
+    """There is a core for it, but it is wanted six seconds later, pause included: so long that it
+    would not be urgent either to a worker that was disturbed and thinks itself slow.
+    """
+    long = "takes a little longer to be heard than the first one does, but no more than that."
+    text = f"Well, this is the first one of three paragraphs.\n\nThis {long}\n\nThat {long}"
+    with cores.stream({"text": text, "pause_s": 3.0, "resumable": True}) as answer:
         job_id = answer.headers["X-Job-Id"]
         assert b"event: done" in answer.content
     chunks = history(EventStore(cores.redis), job_id)
-    assert len(chunks) >= 3
     first, *later = sorted(chunks, key=lambda chunk: chunk.index)
+    assert len(later) == 2
     took_s = first.published_at - first.begun_at
     assert took_s > 0.15
     begun_s = [chunk.begun_at - first.published_at for chunk in later]
-    assert -0.1 * took_s < min(begun_s) < 0.1
+    # Not beside the first one, and long before it is wanted.
+    assert -0.1 * took_s < min(begun_s) < 2.0
     # Those two are not in each other's way: one is not urgent, but neither is the other.
-    assert sorted(begun_s)[1] < 0.1
+    assert max(chunk.begun_at for chunk in later) < min(chunk.published_at for chunk in later)
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
@@ -81,11 +92,13 @@ def test_a_worker_holds_so_many_chunks_for_each_core(cores: Stack) -> None:
         for n in range(3 * worker_prefetch_multiplier)
     ]
     cores.redis.lpush("normal", *messages)
-    held = 2 * worker_prefetch_multiplier
-    wait_for(lambda: cores.redis.hlen("unacked") >= held - 2, 20)
-    time.sleep(1.0)
-    done = len(messages) - cores.redis.hlen("unacked") - cores.redis.llen("normal")
-    assert abs(cores.redis.hlen("unacked") - held) <= 2 + done
+    credit = 2 * worker_prefetch_multiplier
+    wait_for(lambda: cores.redis.hlen("unacked") >= credit - 2)
+    time.sleep(1.0)  # in which it could claim too many
+    with cores.redis.pipeline() as at_once:
+        n_held, n_left = at_once.hlen("unacked").llen("normal").execute()
+    done = len(messages) - n_held - n_left
+    assert abs(n_held - credit) <= 2 + done
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
@@ -93,15 +106,17 @@ def test_a_chunk_for_the_far_future_stops_no_core(cores: Stack) -> None:
     for number in range(3):
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(speak, cores, number)
-            wait_for(lambda: cores.redis.hlen("unacked"), 10, "a chunk that is spoken")
-            message = envelope(job_id="nobody", index=1, count=2, due=1e11, seconds=1.0)
-            cores.redis.lpush("normal", json.dumps(message))
-            assert first.result() < 5
-        wait_for(lambda: not cores.redis.hlen("unacked"), 10, "all chunks are done with")
+            # One of them comes while it is spoken, whenever that may be.
+            while not first.done():
+                message = envelope(job_id="nobody", index=1, count=2, due=1e11, seconds=1.0)
+                cores.redis.lpush("normal", json.dumps(message))
+                time.sleep(0.05)
+            assert first.result() < 20
+        wait_for(lambda: not cores.redis.hlen("unacked"), what="all chunks are done with")
     # A thread that ended without a word would be waited for.
     asked = time.monotonic()
     cores.stop("worker")
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < STOP_PATIENCE_S / 2
 
 
 def test_batches_at_the_same_time_share_the_machine() -> None:

@@ -2,11 +2,12 @@
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tests.sse import Received, joined, read_events, samples_of
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, shut_gate, wait_for
 
 TEXT = " ".join(
     f"This is sentence number {n}, and it is neither long nor short." for n in range(60)
@@ -31,7 +32,11 @@ class Listener(threading.Thread):
         return [event for event in self.events if event.event == "chunk"]
 
 
-def start_slow(stack: Stack, app: str = "benchmarks.null_worker") -> None:
+# Of a stream with a middle in which the worker stops until it may go on.
+GATED_TEXT = f"{TEXT} Here is the gate. {TEXT}"
+
+
+def start_slow(stack: Stack, app: str = "tests.gated_worker") -> None:
     """Redis, web, and a worker that takes 200 ms per batch, so that there is a middle to hit."""
     stack.env |= {"NULL_BATCH_MS": "200", "NULL_BYTES": "30000"}
     stack.start_redis()
@@ -42,7 +47,7 @@ def start_slow(stack: Stack, app: str = "benchmarks.null_worker") -> None:
 
 
 def check_whole(listener: Listener) -> None:
-    listener.join(60)
+    listener.join(120)
     indexes = [event.data["index"] for event in listener.chunks]
     assert indexes == list(range(listener.events[0].data["total"]))
     assert listener.events[-1].event == "done"
@@ -50,11 +55,12 @@ def check_whole(listener: Listener) -> None:
 
 def test_a_killed_worker_is_replaced_and_its_streams_finish(stack: Stack) -> None:
     start_slow(stack)
-    listeners = [Listener(stack, {"text": TEXT, "seed": n}) for n in range(3)]
-    for listener in listeners:
-        listener.start()
-    wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
-    stack.kill("worker")
+    listeners = [Listener(stack, {"text": GATED_TEXT, "seed": n}) for n in range(3)]
+    with shut_gate(stack):
+        for listener in listeners:
+            listener.start()
+        wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
+        stack.kill("worker")
     stack.start_worker(app="benchmarks.null_worker")
     for listener in listeners:
         check_whole(listener)
@@ -76,10 +82,15 @@ def test_a_killed_worker_with_the_real_model_loses_no_sample(stack: Stack) -> No
 
 def test_a_stopped_worker_finishes_its_batch_and_hands_back_the_rest(stack: Stack) -> None:
     start_slow(stack)
-    listener = Listener(stack, {"text": TEXT})
-    listener.start()
-    wait_for(lambda: len(listener.chunks) >= 2)
-    assert stack.stop("worker", signal.SIGTERM) == 0
+    listener = Listener(stack, {"text": GATED_TEXT})
+    with shut_gate(stack) as gate, ThreadPoolExecutor(1) as pool:
+        listener.start()
+        wait_for(lambda: len(listener.chunks) >= 2)
+        stopped = pool.submit(stack.stop, "worker", signal.SIGTERM)
+        # Handed back: what waited there for the gate to open.
+        wait_for(lambda: stack.redis.llen("normal") > 0)
+        gate.unlink()
+        assert stopped.result() == 0
     assert stack.redis.hlen("unacked") == 0, "nothing is left in limbo"
     waiting = stack.redis.llen("normal")
     assert waiting > 0
@@ -90,22 +101,25 @@ def test_a_stopped_worker_finishes_its_batch_and_hands_back_the_rest(stack: Stac
 
 
 def test_what_a_killed_worker_held_is_with_another_once_its_lease_is_over(stack: Stack) -> None:
+    # Nobody else sends them again.
+    stack.env["SUPERTONIC_STALL_S"] = "600"
     start_slow(stack)
-    stack.start_worker("worker2", app="benchmarks.null_worker")
+    stack.start_worker("worker2", app="tests.gated_worker")
     wait_for(lambda: stack.get("/readyz").json()["workers"] == 2)
     other = stack.processes["worker"]
     # So that all of it is claimed by the one that will be killed.
     other.send_signal(signal.SIGSTOP)
-    listener = Listener(stack, {"text": TEXT})
-    listener.start()
-    wait_for(lambda: len(listener.chunks) >= 2)
-    other.send_signal(signal.SIGCONT)
-    stack.kill("worker2")
+    listener = Listener(stack, {"text": GATED_TEXT})
+    with shut_gate(stack):
+        listener.start()
+        wait_for(lambda: len(listener.chunks) >= 2)
+        stack.kill("worker2")
     before, held = len(listener.chunks), stack.redis.hlen("unacked")
     assert held > 4 and not stack.redis.llen("normal")
+    other.send_signal(signal.SIGCONT)
     lease_s = float(stack.env["SUPERTONIC_VISIBILITY_TIMEOUT_S"])
     # A second until the next sweep, and a margin for a busy machine.
-    wait_for(lambda: len(listener.chunks) > before + 2, lease_s + 1 + 4, "another goes on")
+    wait_for(lambda: len(listener.chunks) > before + 2, lease_s + 1 + 10, "another goes on")
     check_whole(listener)
 
 
@@ -135,10 +149,12 @@ def test_a_message_lost_with_its_worker_is_sent_again(stack: Stack) -> None:
     stack.start_web()
     stack.start_worker(app="benchmarks.null_worker")
     stack.wait_ready()
-    stack.kill("worker")
+    # It is known for a while, and claims nothing any more.
+    stack.processes["worker"].send_signal(signal.SIGSTOP)
     listener = Listener(stack, {"text": TEXT})
     listener.start()
     wait_for(lambda: stack.redis.llen("normal") > 3)
+    stack.kill("worker")
     stack.redis.ltrim("normal", 2, -1)
     stack.redis.delete("high")
     stack.start_worker(app="benchmarks.null_worker")
@@ -147,10 +163,11 @@ def test_a_message_lost_with_its_worker_is_sent_again(stack: Stack) -> None:
 
 def test_redis_that_comes_back_empty_costs_a_delay_and_no_chunk(stack: Stack) -> None:
     start_slow(stack)
-    listener = Listener(stack, {"text": TEXT})
-    listener.start()
-    wait_for(lambda: len(listener.chunks) >= 3)
-    stack.kill("redis")
+    listener = Listener(stack, {"text": GATED_TEXT})
+    with shut_gate(stack):
+        listener.start()
+        wait_for(lambda: len(listener.chunks) >= 3)
+        stack.kill("redis")
     assert stack.post("/synthesize", {"text": "Hello."}).status_code == 503
     assert stack.get("/readyz").status_code == 503
     stack.start_redis()
@@ -162,11 +179,12 @@ def test_redis_that_comes_back_empty_costs_a_delay_and_no_chunk(stack: Stack) ->
 def test_without_any_worker_a_stream_ends_with_an_honest_error(stack: Stack) -> None:
     stack.env["SUPERTONIC_PATIENCE_S"] = "2"
     start_slow(stack)
-    listener = Listener(stack, {"text": TEXT})
-    listener.start()
-    wait_for(lambda: len(listener.chunks) >= 1)
-    stack.kill("worker")
-    listener.join(30)
+    listener = Listener(stack, {"text": GATED_TEXT})
+    with shut_gate(stack):
+        listener.start()
+        wait_for(lambda: len(listener.chunks) >= 1)
+        stack.kill("worker")
+    listener.join(60)
     assert listener.events[-1].event == "error"
     assert "no speech worker" in listener.events[-1].data["detail"]
     answer = stack.post("/synthesize", {"text": "Hello."})

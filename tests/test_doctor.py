@@ -256,12 +256,13 @@ def test_a_redis_behind_a_unix_socket_is_asked_as_well(tmp_path: Path) -> None:
     assert redis_answers(f"unix://{at}").level is Level.WARN
     process = subprocess.Popen([redis_binary(), "--port", "0", "--unixsocket", at, "--save", ""])
     try:
-        verdict = wait_for(
-            lambda: redis_answers(f"unix://{at}?db=1") if at.exists() else None, 10, "a socket"
-        )
+        # The socket's file is there before anybody listens.
+        with socket.socket(socket.AF_UNIX) as sock:
+            wait_for(lambda: sock.connect(str(at)) is None, what="Redis listens")
+        verdict = redis_answers(f"unix://{at}?db=1")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
     assert verdict.level is Level.OK and f"answers at {at}" in verdict.sentence
 
 
@@ -374,7 +375,7 @@ def test_steps_and_speed_out_of_range_are_refused_before_anything_is_loaded(
 
 def test_the_built_in_voice_passes_its_checkup() -> None:
     command = [sys.executable, "-m", "supertonic", "doctor", "--model", "tiny"]
-    checkup = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    checkup = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert checkup.returncode == 0, checkup.stdout
     verdicts = [line.split()[0] for line in checkup.stdout.splitlines()]
     assert len(verdicts) >= 15 and set(verdicts) <= {"ok", "warn"}

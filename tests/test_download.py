@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from supertonic.download import (
 )
 from supertonic.errors import DownloadError
 from tests.hub_stand_in import COMMIT, StandInHub
+from tests.stack import wait_for
 
 BLOCK = 10 * 1024 * 1024  # what the hub library keeps of an interrupted transfer is a multiple
 CONTENT = random.Random(1).randbytes(int(2.5 * BLOCK))
@@ -113,9 +115,9 @@ def test_a_download_killed_in_the_middle_continues_where_it_stopped(
     command += ["--voices-revision", "main", "--endpoint", hub.url, "--model-dir", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
-        while not any(part.stat().st_size >= BLOCK for part in tmp_path.glob(f"{WEIGHTS}.*")):
-            assert time.monotonic() < deadline and process.poll() is None, "no first block came"
+        parts = partial(tmp_path.glob, f"{WEIGHTS}.*")
+        wait_for(lambda: any(part.stat().st_size >= BLOCK for part in parts()), 60, "a first block")
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()
@@ -200,11 +202,11 @@ def test_if_missing_is_content_without_a_network_but_a_plain_download_is_not(
 ) -> None:
     command = [sys.executable, "-m", "supertonic", "download", "--model-dir", str(tmp_path)]
     command += ["--endpoint", f"http://127.0.0.1:{closed_port()}"]
-    plain = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert plain.returncode == 1
     assert plain.stderr.startswith("error: cannot fetch") and plain.stderr.count("\n") == 1
     tolerant = subprocess.run(
-        [*command, "--if-missing"], capture_output=True, text=True, timeout=20
+        [*command, "--if-missing"], capture_output=True, text=True, timeout=60
     )
     assert tolerant.returncode == 0
     assert "built-in voice" in tolerant.stdout and tolerant.stdout.count("\n") == 1

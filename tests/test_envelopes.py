@@ -91,7 +91,8 @@ def test_a_message_is_good_for_some_time_after_it_was_due() -> None:
         datetime.fromisoformat(json.loads(text)["headers"]["expires"]).timestamp() - now
         for _, text in envelopes(app, SYNTHESIZE, chunks, 60.0)
     ]
-    assert ends == pytest.approx([60, 3060], abs=0.01)
+    assert 60 - 1e-3 <= ends[0] <= 60 + time.time() - now, "counted from when it is sent"
+    assert ends[1] == pytest.approx(3060, abs=1e-3)
 
 
 def test_a_stock_worker_takes_our_envelopes(redis_only: Stack, tmp_path: Path) -> None:
@@ -107,13 +108,13 @@ def test_a_stock_worker_takes_our_envelopes(redis_only: Stack, tmp_path: Path) -
         command, cwd=tmp_path, env=redis_only.env | {"PYTHONPATH": str(tmp_path)}
     )
     try:
-        lines = wait_for(lambda: told.exists() and told.read_text().count("\n") == 3, 30) and (
+        lines = wait_for(lambda: told.exists() and told.read_text().count("\n") == 3, 60) and (
             told.read_text().splitlines()
         )
-        wait_for(lambda: redis_only.redis.hlen("unacked") == 0, 10)
+        wait_for(lambda: redis_only.redis.hlen("unacked") == 0)
     finally:
         worker.terminate()
-        worker.wait(20)
+        worker.wait(60)
     assert [line.split()[1:] for line in lines] == [["job", str(n), "Ça", str(n)] for n in range(3)]
 
 
@@ -130,6 +131,6 @@ def test_our_worker_takes_what_stock_celery_sends(stack: Stack) -> None:
     for index, urgency in enumerate((Urgency.HIGH, Urgency.NORMAL)):
         chunk = a_chunk("stock", index, count=2, urgency=urgency, due=time.time())
         sender.send_task(SYNTHESIZE, args=[chunk.to_json()], queue=urgency.value)
-    wait_for(lambda: [e.type for e in store.events("stock")][-1:] == ["done"], 10)
-    wait_for(lambda: stack.redis.hlen("unacked") == 0, 10)
+    wait_for(lambda: [e.type for e in store.events("stock")][-1:] == ["done"])
+    wait_for(lambda: stack.redis.hlen("unacked") == 0)
     sender.close()

@@ -23,14 +23,14 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
     stack.start("flower", sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--port={port}")
     stack.wait_ready()
     # Flower switches task events on when it starts; until that is heard, nothing is recorded.
-    wait_for(lambda: "worker@test" in requests.get(f"{address}/api/workers?refresh=1").text, 30)
+    wait_for(lambda: "worker@test" in requests.get(f"{address}/api/workers?refresh=1").text, 60)
 
     def recorded() -> list[dict]:
         stack.post("/synthesize", {"text": "Can you see me?"})
         tasks = list(requests.get(f"{address}/api/tasks").json().values())
         return tasks if any(task["name"] for task in tasks) else []
 
-    tasks = wait_for(recorded, 30, "tasks in Flower")
+    tasks = wait_for(recorded, 60, "tasks in Flower")
     # Of a task that was received before Flower listened, it knows no name.
     assert {task["name"] for task in tasks} - {None} == {"tasks.synthesize_chunk"}
 
@@ -40,19 +40,21 @@ def test_flower_lists_the_worker_and_the_chunk_tasks(stack: Stack) -> None:
         tasks = requests.get(f"{address}/api/tasks?state={state}").json().values()
         return next((task for task in tasks if task["received"] and task["started"]), None)
 
-    spoken = wait_for(lambda: whole("SUCCESS"), 20, "a task that succeeded")
+    spoken = wait_for(lambda: whole("SUCCESS"), 60, "a task that succeeded")
     assert spoken["received"] <= spoken["started"] <= spoken["succeeded"]
     assert spoken["worker"] == "worker@test"
-    failed = wait_for(lambda: whole("FAILURE"), 20, "a task that failed")
+    failed = wait_for(lambda: whole("FAILURE"), 60, "a task that failed")
     assert failed["received"] <= failed["started"] <= failed["failed"]
 
     # How long the queues are it has to ask Redis itself.
     queues = requests.get(f"{address}/api/queues/length").json()["active_queues"]
     assert {one["name"] for one in queues} >= {"high", "normal", "low"}
 
-    with stack.stream({"text": "\n\n".join(f"Paragraph {n}." for n in range(300))}):
+    # While the worker is busy with the first one, the others wait there.
+    paragraphs = ["A nap first.", *(f"Paragraph {n}." for n in range(300))]
+    with stack.stream({"text": "\n\n".join(paragraphs)}):
         pass  # and gone
     revoked = wait_for(
-        lambda: requests.get(f"{address}/api/tasks?state=REVOKED").json(), 20, "revoked tasks"
+        lambda: requests.get(f"{address}/api/tasks?state=REVOKED").json(), 60, "revoked tasks"
     )
     assert {task["worker"] for task in revoked.values()} == {"worker@test"}

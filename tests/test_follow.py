@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from app.bell import Bell, Line
+from app.care import LOOK_S
 from app.errors import Problem
 from app.follow import Ended, Gap, Quiet, Spoken, follow
 from app.jobs import Speech
@@ -78,7 +79,7 @@ def test_a_message_nobody_can_read_does_not_silence_the_bell(
     store.create(a_job("job", 1), some_pieces(1), 60)
     store.events("job")  # from now on this process is told
     with bell.listen("job") as line:
-        wait_for(lambda: client.publish(bell.name, b"not json") > 0, 5)
+        wait_for(lambda: client.publish(bell.name, b"not json") > 0)
         store.publish([ChunkResult("job", 0, b"\1\0" * 10, {}, 60)])
         assert "audio" in _types(line)
 
@@ -99,7 +100,7 @@ def test_what_is_said_while_the_bell_connects_anew_is_heard(
         return client.pubsub_numsub(bell.name)[0][1] == 1
 
     heard: list[int] = []
-    give_up_at = time.monotonic() + 15
+    give_up_at = time.monotonic() + 60
     for item in follow(speech, job, pieces):
         assert time.monotonic() < give_up_at
         if isinstance(item, Quiet) and not heard and is_listening():
@@ -109,7 +110,7 @@ def test_what_is_said_while_the_bell_connects_anew_is_heard(
             if item.index == 0:
                 client.client_kill_filter(_type="pubsub")
                 publish(1)
-                wait_for(is_listening, 5)
+                wait_for(is_listening)
                 publish(2)
             elif item.index == 2:
                 publish(3)
@@ -148,13 +149,14 @@ def test_the_silence_of_a_stream_that_stands_still_is_measured_whole(
     for item in follow(speech, job, pieces):
         n_quiet += isinstance(item, Quiet)
         if isinstance(item, Spoken) and item.index == 1:
-            silence_s = time.monotonic() - began - 0.3  # the pause behind the first
+            # The pause behind the first is none, and the machine may take a break beside it.
+            at_most_s = time.monotonic() - began - 0.3
         elif n_quiet == 2:
             store.publish([ChunkResult("job", 1, bytes(10), {}, 60)])
             n_quiet = 0
     speech.meter.send(client)
     measured = readings(UNDERRUN, read(client)[0])[()]
-    assert silence_s > 1.2 and measured.total == pytest.approx(silence_s, abs=0.2)
+    assert 2 * LOOK_S - 0.4 < measured.total <= at_most_s
 
 
 def test_a_chunk_of_which_nothing_is_told_when_the_job_is_done_is_a_gap(
@@ -251,4 +253,4 @@ def test_a_stream_that_somebody_deleted_is_not_made_again(
     # Lost, and not deleted: it is made again.
     following = follow(speech, job, pieces)
     assert isinstance(next(following), Quiet)
-    wait_for(lambda: isinstance(next(following), Quiet) and store.job("job"), 5)
+    wait_for(lambda: isinstance(next(following), Quiet) and store.job("job"))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import threading
 
 import pytest
@@ -166,8 +167,11 @@ def test_sentences_that_wait_are_spoken_together(server: Stack) -> None:
             send(ws, "text", text=f"This is sentence number {number}, no more. ")
         send(ws, "end")
         send(ws, "speak", text="Behind it.")
-        server.processes["worker"].send_signal(18)
-        told = heard(ws, "ended")
+        # When this is answered, all that was sent before it has been read.
+        send(ws, "flush")
+        told = heard(ws, "error")
+        server.processes["worker"].send_signal(signal.SIGCONT)
+        told += heard(ws, "ended")
         texts = told[-1]["texts"]
         assert texts < 120 * 45 / JOINED_CHARS + 3
         said = texts_in(told)

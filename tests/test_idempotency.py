@@ -109,7 +109,8 @@ def test_a_request_refused_for_its_query_makes_no_job_and_takes_no_key(server: S
     def newest() -> str:
         return server.get("/jobs?limit=1").json()["jobs"][0]["job_id"]
 
-    before = newest()
+    before = ask(server, "the last one before").json()["job_id"]
+    assert newest() == before
     headers = {"Idempotency-Key": "refused for its query"}
     body = {"text": "Nobody hears this."}
     refused = server.post("/synthesize/long?wait=maybe", body, headers=headers)

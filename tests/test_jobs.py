@@ -16,7 +16,7 @@ from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
 from tests.sse import SAMPLE_RATE, decoded, joined, read_events, samples_of
-from tests.stack import Stack, full, wait_for
+from tests.stack import Stack, full, shut_gate, wait_for
 
 
 def long_text(characters: int) -> str:
@@ -25,6 +25,15 @@ def long_text(characters: int) -> str:
     while len(text) < characters:
         text += next(sentences)
     return text[:characters]
+
+
+def gated_text(characters: int) -> str:
+    """Ten short chunks and more are before the gate, and most of so many characters behind it."""
+    return f"{long_text(1200)}. Here is the gate. {long_text(characters)}"
+
+
+# Of the slow service's jobs: chunks of a sentence or two.
+SHORT = {"target_chunk_chars": 100, "max_chunk_chars": 200}
 
 
 def submit(server: Stack, characters: int = 3000, **fields: object) -> str:
@@ -57,15 +66,16 @@ def start_slow(stack: Stack) -> None:
     }
     stack.start_redis()
     stack.start_web()
-    stack.start_worker(app="benchmarks.null_worker")
+    stack.start_worker(app="tests.gated_worker")
     stack.start_files()
     stack.wait_ready()
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A slow service that several tests use, one after the other."""
-    stack = Stack(tmp_path_factory.mktemp("slow"))
+    """A slow service that several tests use, one after the other, and none kills."""
+    # However long its worker is kept from renewing a lease, nobody takes its chunks.
+    stack = Stack(tmp_path_factory.mktemp("slow"), SUPERTONIC_VISIBILITY_TIMEOUT_S="60")
     try:
         start_slow(stack)
         yield stack
@@ -80,7 +90,8 @@ def test_a_job_of_20000_characters_is_done_and_fetched(server: Stack) -> None:
     samples = samples_of(server.get(f"/jobs/{job_id}/audio").content)
     assert abs(len(samples) / SAMPLE_RATE - job["duration_seconds"]) < 0.01
     assert job["duration_seconds"] > 600
-    assert not list((server.data_dir / "jobs" / job_id).glob("*.pcm")), "no chunk is kept twice"
+    folder = server.data_dir / "jobs" / job_id
+    wait_for(lambda: not list(folder.glob("*.pcm")), what="no chunk is kept twice")
     assert job["expires_at"] == job["created_at"] + 7 * 86400
 
 
@@ -139,12 +150,13 @@ def test_a_format_nobody_has_is_refused_with_those_there_are(server: Stack) -> N
     assert answer.status_code == 422 and "wav, mp3, opus, aac, flac" in answer.json()["detail"]
 
 
-def test_audio_of_an_unfinished_job_is_refused_with_its_progress(server: Stack) -> None:
-    job_id = submit(server, 30_000)
-    answer = server.get(f"/jobs/{job_id}/audio")
-    assert answer.status_code == 409 and "progress" in answer.json()
-    assert "partial=true gives what there is" in answer.json()["detail"]
-    server.delete(f"/jobs/{job_id}")
+def test_audio_of_an_unfinished_job_is_refused_with_its_progress(slow: Stack) -> None:
+    with shut_gate(slow):
+        job_id = submit(slow, text=gated_text(1000))
+        answer = slow.get(f"/jobs/{job_id}/audio")
+        assert answer.status_code == 409 and "progress" in answer.json()
+        assert "partial=true gives what there is" in answer.json()["detail"]
+        slow.delete(f"/jobs/{job_id}")
 
 
 def test_events_of_a_finished_job_can_be_replayed_from_anywhere(server: Stack) -> None:
@@ -178,10 +190,10 @@ def test_a_restart_changes_nothing_about_jobs_that_had_ended(stack: Stack) -> No
     start_slow(stack)
     finished = submit(stack, 300)
     done(stack, finished)
-    cancelled = submit(stack, 8000, target_chunk_chars=100, max_chunk_chars=200)
+    cancelled = submit(stack, 48_000, **SHORT)
     wait_for(lambda: appended(stack, cancelled) >= 4)
     stack.delete(f"/jobs/{cancelled}")
-    running = submit(stack, 20_000, target_chunk_chars=100, max_chunk_chars=200)
+    running = submit(stack, 48_000, **SHORT)
     wait_for(lambda: appended(stack, running) >= 2)
 
     def told() -> list[dict]:
@@ -254,7 +266,8 @@ def test_a_files_worker_that_stops_in_the_middle_is_followed_by_another(stack: S
 
 def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
     """300 MB: less than a tenth of it is ever in the memory of any process, Redis included."""
-    stack.env["NULL_BYTES"] = "1800000"
+    # Chunks in Redis at a time, should the files worker take a break: 2 MB each.
+    stack.env |= {"NULL_BYTES": "1800000", "SUPERTONIC_JOB_WINDOW": "16"}
     stack.start_redis()
     stack.start_web()
     stack.start_worker(app="benchmarks.null_worker")
@@ -296,14 +309,15 @@ def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
 
 
 def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None:
-    job_id = submit(slow, 6000, target_chunk_chars=100, max_chunk_chars=200)
-    nothing = slow.get(f"/jobs/{job_id}/audio?partial=true")
-    wait_for(lambda: appended(slow, job_id) >= 4)
-    early = slow.get(f"/jobs/{job_id}/audio?partial=true")
-    as_flac = slow.get(f"/jobs/{job_id}/audio?partial=true&format=flac")
-    assert early.status_code == 200 and early.headers["Cache-Control"] == "no-store"
-    assert nothing.status_code in (200, 409)
-    assert slow.get(f"/jobs/{job_id}/audio").status_code == 409
+    with shut_gate(slow):
+        job_id = submit(slow, text=gated_text(2000), **SHORT)
+        nothing = slow.get(f"/jobs/{job_id}/audio?partial=true")
+        wait_for(lambda: appended(slow, job_id) >= 4)
+        early = slow.get(f"/jobs/{job_id}/audio?partial=true")
+        as_flac = slow.get(f"/jobs/{job_id}/audio?partial=true&format=flac")
+        assert early.status_code == 200 and early.headers["Cache-Control"] == "no-store"
+        assert nothing.status_code in (200, 409)
+        assert slow.get(f"/jobs/{job_id}/audio").status_code == 409
     assert done(slow, job_id)["state"] == "done"
     paced = 44_100  # of the slow service's engine
     first = samples_of(early.content, paced)
@@ -317,11 +331,12 @@ def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None
 
 
 def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(slow: Stack) -> None:
-    job_id = submit(slow, 8000, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
-    paused = slow.post(f"/jobs/{job_id}/pause").json()
-    assert (paused["state"], paused["eta_seconds"]) == ("paused", None)
-    spoken = slow.get("/metrics").json()["total_chunks"]
+    with shut_gate(slow):
+        job_id = submit(slow, text=gated_text(2000), **SHORT)
+        wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
+        paused = slow.post(f"/jobs/{job_id}/pause").json()
+        assert (paused["state"], paused["eta_seconds"]) == ("paused", None)
+        spoken = slow.get("/metrics").json()["total_chunks"]
     other = submit(slow, 300)
     assert done(slow, other)["state"] == "done", "others are spoken meanwhile"
     still = slow.get(f"/jobs/{job_id}").json()
@@ -341,7 +356,7 @@ def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(slow: Stack) -> 
 
 
 def test_pausing_and_resuming_at_once_queues_nothing_twice(slow: Stack) -> None:
-    job_id = submit(slow, 20_000, target_chunk_chars=100, max_chunk_chars=200)
+    job_id = submit(slow, 48_000, **SHORT)
     wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
     for _ in range(20):
         slow.post(f"/jobs/{job_id}/pause")
@@ -353,7 +368,7 @@ def test_pausing_and_resuming_at_once_queues_nothing_twice(slow: Stack) -> None:
 
 def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
     """A chunk skipped for a pause must not count among the four that a chunk may take down."""
-    job_id = submit(slow, 4000, target_chunk_chars=100, max_chunk_chars=200)
+    job_id = submit(slow, 4000, **SHORT)
     for n in range(1, 6):
         wait_for(lambda n=n: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2 * n)
         slow.post(f"/jobs/{job_id}/pause")
@@ -367,11 +382,12 @@ def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
 
 def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> None:
     start_slow(stack)
-    job_id = submit(stack, 6000, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: appended(stack, job_id) >= 4)
-    stack.post(f"/jobs/{job_id}/pause")
-    for name in ("worker", "files", "web", "redis"):
-        stack.kill(name)
+    with shut_gate(stack):
+        job_id = submit(stack, text=gated_text(2000), **SHORT)
+        wait_for(lambda: appended(stack, job_id) >= 4)
+        stack.post(f"/jobs/{job_id}/pause")
+        for name in ("worker", "files", "web", "redis"):
+            stack.kill(name)
     start_slow(stack)
     job = wait_for(lambda: (r := stack.get(f"/jobs/{job_id}")).status_code == 200 and r.json(), 20)
     wait_for(lambda: stack.redis.exists(f"supertonic:job:{job_id}"), 20, "restored")
@@ -382,29 +398,31 @@ def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> 
 
 
 def test_events_tell_of_pauses_and_keep_their_positions(slow: Stack) -> None:
-    job_id = submit(slow, 3000, target_chunk_chars=100, max_chunk_chars=200)
-    wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
-    events = []
-    with slow.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
-        for event in read_events(response):
-            events.append(event)
-            if event.event == "chunk" and event.data["index"] == 3:
-                slow.post(f"/jobs/{job_id}/pause")
-            if event.event == "paused":
-                slow.post(f"/jobs/{job_id}/resume")
+    events, path = [], "/jobs/{}/events?audio=false"
+    with shut_gate(slow) as gate:
+        job_id = submit(slow, text=gated_text(1000), **SHORT)
+        wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
+        with slow.get(path.format(job_id), stream=True) as response:
+            for event in read_events(response):
+                events.append(event)
+                if event.event == "chunk" and event.data["index"] == 3:
+                    slow.post(f"/jobs/{job_id}/pause")
+                if event.event == "paused":
+                    slow.post(f"/jobs/{job_id}/resume")
+                    gate.unlink()
     names = [event.event for event in events]
     assert names.count("paused") == names.count("resumed") == 1
     assert names.index("paused") < names.index("resumed") and names[-1] == "done"
     assert all(event.id == "" for event in events if event.event in ("paused", "resumed"))
     ids = [int(event.id) for event in events if event.id]
     assert ids == list(range(len(ids))), "ids count on as if nothing had been"
-    with slow.get(f"/jobs/{job_id}/events?audio=false", stream=True) as response:
+    with slow.get(path.format(job_id), stream=True) as response:
         again = [event.event for event in read_events(response)]
     assert "paused" not in again and again[-1] == "done"
 
 
 def test_a_full_redis_refuses_what_is_new_and_lets_jobs_be_cancelled(slow: Stack) -> None:
-    running, paused = submit(slow, 20_000), submit(slow, 20_000)
+    running, paused = submit(slow, 48_000, **SHORT), submit(slow, 48_000, **SHORT)
     wait_for(lambda: slow.get(f"/jobs/{running}").json()["chunks_done"] >= 2)
     slow.post(f"/jobs/{paused}/pause")
     with full(slow.redis):
@@ -420,7 +438,7 @@ def test_a_full_redis_refuses_what_is_new_and_lets_jobs_be_cancelled(slow: Stack
 
 
 def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:
-    job_id = submit(slow, 6000)
+    job_id = submit(slow, 48_000)
     slow.post(f"/jobs/{job_id}/pause")
     assert slow.delete(f"/jobs/{job_id}").json()["state"] == "cancelled"
     assert slow.delete(f"/jobs/{job_id}").json()["deleted"] is True
@@ -428,26 +446,28 @@ def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:
 
 
 def test_progress_tells_an_honest_time_left_and_a_place(slow: Stack) -> None:
-    first = submit(slow, 12_000, target_chunk_chars=100, max_chunk_chars=200)
-    worker = slow.processes["worker"].pid
-    os.killpg(worker, signal.SIGSTOP)
-    try:
-        second, third = submit(slow, 300), submit(slow, 300)
-        waiting = {job["job_id"]: job for job in slow.get("/jobs?state=queued").json()["jobs"]}
-    finally:
-        os.killpg(worker, signal.SIGCONT)
-    assert waiting[second]["eta_seconds"] is None
-    assert waiting[third]["queue_position"] == waiting[second]["queue_position"] + 1
-    left = wait_for(lambda: slow.get(f"/jobs/{first}").json()["eta_seconds"])
-    job = slow.get(f"/jobs/{first}").json()
-    assert job["queue_position"] is None
-    # Two chunks per 100 ms at best; a busy machine is slower, and the others have their turn.
-    assert left > 0.5 * (job["chunks_total"] - job["chunks_done"]) / 20
-    slow.post(f"/jobs/{first}/pause")
-    assert slow.get(f"/jobs/{first}").json()["eta_seconds"] is None
-    slow.post(f"/jobs/{first}/resume")
-    assert slow.get(f"/jobs/{first}").json()["eta_seconds"] is None, "the pace is measured afresh"
-    slow.delete(f"/jobs/{first}")
+    with shut_gate(slow):
+        first = submit(slow, text=gated_text(12_000), **SHORT)
+        worker = slow.processes["worker"].pid
+        os.killpg(worker, signal.SIGSTOP)
+        try:
+            second, third = submit(slow, 300), submit(slow, 300)
+            waiting = {job["job_id"]: job for job in slow.get("/jobs?state=queued").json()["jobs"]}
+        finally:
+            os.killpg(worker, signal.SIGCONT)
+        assert waiting[second]["eta_seconds"] is None
+        assert waiting[third]["queue_position"] == waiting[second]["queue_position"] + 1
+        left = wait_for(lambda: slow.get(f"/jobs/{first}").json()["eta_seconds"])
+        job = slow.get(f"/jobs/{first}").json()
+        assert job["queue_position"] is None
+        # Two chunks per 100 ms at best; a busy machine is slower, and the others have their turn.
+        assert left > 0.5 * (job["chunks_total"] - job["chunks_done"]) / 20
+        slow.post(f"/jobs/{first}/pause")
+        assert slow.get(f"/jobs/{first}").json()["eta_seconds"] is None
+        slow.post(f"/jobs/{first}/resume")
+        again = slow.get(f"/jobs/{first}").json()
+        assert again["eta_seconds"] is None, "the pace is measured afresh"
+        slow.delete(f"/jobs/{first}")
 
 
 def test_the_list_is_read_page_by_page(server: Stack) -> None:
@@ -466,7 +486,7 @@ def test_the_list_is_read_page_by_page(server: Stack) -> None:
 def test_a_cancel_outlasts_the_loss_of_redis(stack: Stack) -> None:
     """Nobody wrote the end down before Redis was lost, and the worker still knows of it."""
     start_slow(stack)
-    job_id = submit(stack, 30_000)
+    job_id = submit(stack, 48_000, **SHORT)
     wait_for(lambda: stack.get(f"/jobs/{job_id}").json()["chunks_done"] > 0)
     stack.kill("files")
     cancelled = stack.session.delete(f"{stack.url}/jobs/{job_id}")
