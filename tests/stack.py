@@ -16,15 +16,46 @@ from typing import Any, TypeVar
 import redis
 import requests
 
+from tasks.workers import WorkerRecord, WorkerRecords
+
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 
+def _own_ports() -> Iterator[int]:
+    """Ports that no other test run takes, for as long as this process lives (Linux only); below
+    those that the kernel gives to connections, so that none of them has one either.
+    """
+    promises = []
+    for first in range(12_000, 32_000, 100):
+        promise = socket.socket(socket.AF_UNIX)
+        try:
+            promise.bind(f"\0ports of tests from {first}")
+        except OSError:
+            promise.close()
+            continue
+        promises.append(promise)
+        yield from range(first, first + 100)
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens; whoever asks next gets another."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody answers, nor begins to meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+        yield sock.getsockname()[1]
 
 
 def redis_binary() -> str:
@@ -34,16 +65,19 @@ def redis_binary() -> str:
 
 
 def wait_for(probe: Callable[[], T], limit_s: float = 30.0, what: str = "") -> T:
-    """Call ``probe`` until it gives something true; fail after ``limit_s``."""
+    """Call ``probe`` until it gives something true; fail when it does not after ``limit_s`` either:
+    a test that stood still meanwhile looks once more.
+    """
     give_up_at = time.monotonic() + limit_s
     while True:
+        is_last = time.monotonic() > give_up_at
         try:
             result = probe()
         except (requests.ConnectionError, redis.ConnectionError, OSError):
             result = None  # type: ignore[assignment]
         if result:
             return result
-        if time.monotonic() > give_up_at:
+        if is_last:
             raise AssertionError(f"not within {limit_s} s: {what or probe}")
         time.sleep(0.02)
 
@@ -97,7 +131,7 @@ class Stack:
         arguments = ["--port", str(self.redis_port), "--bind", "127.0.0.1"]
         arguments += ["--dir", str(self.folder), *(options or ("--save", ""))]
         self.start("redis", redis_binary(), *arguments)
-        wait_for(lambda: self.redis.ping(), 10, "redis answers")
+        wait_for(lambda: self.redis.ping(), what="redis answers")
 
     def start_worker(self, name: str = "worker", app: str = "tasks") -> None:
         self.start(name, *_celery(app), "-n", f"{name}@test", "--without-gossip")
@@ -129,6 +163,31 @@ class Stack:
             return self.get("/readyz").status_code == 200
 
         wait_for(ready, limit_s, "/readyz is green")
+
+    @contextmanager
+    def held(self, name: str = "worker") -> Iterator[None]:
+        """A process that neither works nor ends, as on a machine that swaps or a host that is
+        moved. To the web a held worker is there for as long as it takes.
+        """
+        pid = self.processes[name].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: _state(pid) == "T", what=f"{name} stands still")
+            if name != "redis":
+                self._keep_records()
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def announce(self, record: WorkerRecord) -> None:
+        """A worker, as far as the web can tell, until its record is taken away."""
+        WorkerRecords(self.redis).announce(record)
+        self._keep_records()
+
+    def _keep_records(self) -> None:
+        """Until their workers write them anew."""
+        for key in self.redis.scan_iter("supertonic:worker:*"):
+            self.redis.persist(key)
 
     def kill(self, name: str) -> None:
         """End one process and its children without giving them a chance to tidy up."""
@@ -202,6 +261,11 @@ def full(client: "redis.Redis") -> Iterator[None]:
         yield
     finally:
         client.config_set("maxmemory", 0)
+
+
+def _state(pid: int) -> str:
+    """As the kernel tells it: R, S, T…"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _die_with_parent() -> None:
