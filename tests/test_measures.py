@@ -1,6 +1,5 @@
 """Counters and histograms that several processes add up in Redis, and what a scrape shows."""
 
-import os
 import threading
 import time
 from collections.abc import Generator
@@ -10,6 +9,7 @@ import redis
 
 from app.delivery import ListenerWatch, Playback
 from app.follow import Ended, Item, Quiet, Spoken
+from supertonic.cores import usable_cores
 from tasks.events import connect
 from tasks.measures import (
     ALL,
@@ -181,7 +181,6 @@ MISTAKE = {"method": "POST", "route": "/synthesize", "status": "422"}
 NOWHERE = {"route": "none", "status": "404"}
 BATCHES = ("batch_chunks", "worker_batch_chunks")
 ENGINE_S, BUSY = "supertonic_engine_seconds_sum", "supertonic_worker_busy_seconds_total"
-CORES = len(os.sched_getaffinity(0))
 
 
 def so_far(families: dict, series: str, **labels: str) -> float:
@@ -217,7 +216,7 @@ def test_the_exposition_keeps_every_rule_and_counts_what_happened(stack: Stack) 
         missing[:] = [
             series for n, series, which in counts if so_far(families, series, **which) < n
         ]
-        if so_far(families, BUSY) < 0.9 * so_far(families, ENGINE_S) / CORES:
+        if so_far(families, BUSY) < 0.9 * so_far(families, ENGINE_S) / usable_cores():
             missing.append(BUSY)
         return None if missing else families
 
