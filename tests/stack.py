@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -156,6 +157,17 @@ class Stack:
         self.wait_ready()
         return self
 
+    def start_gated(self) -> None:
+        """A web and a worker that waits at gates (tests/gated_worker.py) until they are opened."""
+        self.env |= {"GATES": str(self.folder), "SUPERTONIC_MAX_BATCH": "1"}
+        self.start_redis()
+        self.start_web()
+        self.start_worker(app="tests.gated_worker")
+        self.wait_ready()
+
+    def open_gate(self, name: str) -> None:
+        (self.folder / name).touch()
+
     def wait_ready(self, limit_s: float = 60.0) -> None:
         def ready() -> bool:
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
@@ -242,6 +254,32 @@ class Stack:
         options = {"stream": True, "timeout": 120}
         with requests.post(f"{self.url}/synthesize/stream", json=body, **options) as response:
             yield response
+
+
+class Stalls(threading.Thread):
+    """Notes how long this process stood still, as the whole machine may have, while it is used as
+    a context manager: ``worst_s`` is the longest pause.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.worst_s = 0.0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Stalls":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        before = time.monotonic()
+        while not self._ended.wait(0.01):
+            now = time.monotonic()
+            self.worst_s = max(self.worst_s, now - before - 0.01)
+            before = now
 
 
 def fill(folder: Path) -> Path:
