@@ -237,7 +237,8 @@ def test_a_redis_that_does_not_answer_is_said_before_anything_starts(tmp_path: P
     assert len(started.output().splitlines()) == 1
 
 
-def test_a_redis_that_is_just_starting_is_waited_for() -> None:
+def test_a_redis_that_is_just_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.run.REDIS_PATIENCE_S", 30)  # a second may last longer here
     port = free_port()
     late = ["sh", "-c", 'sleep 1; exec "$@"', "sh", redis_binary()]
     process = subprocess.Popen([*late, "--port", str(port), "--save", ""])
