@@ -392,7 +392,11 @@ def threads_at_rest(stack: Stack) -> int:
         with_one = n_threads(stack)
     wait_for(lambda: n_threads(stack) <= with_one - 2, what="those of the connection end")
     # Those of the one before it, which looked whether somebody answers, have to end as well.
-    return min(n_threads(stack) for _ in range(20) if not time.sleep(0.05))
+    counts = []
+    for _ in range(20):
+        time.sleep(0.05)
+        counts.append(n_threads(stack))
+    return min(counts)
 
 
 def n_threads(stack: Stack) -> int:
