@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 import redis
 
-from tasks.hearing import hear_for_ever
+from tasks.hearing import Hearing
 from tasks.names import BELL, PREFIX
 from tasks.records import Event, news_from
 
@@ -51,7 +51,11 @@ class Bell:
         self.name = f"{PREFIX}bell:{uuid.uuid4().hex}"
         self._lines: dict[str, set[Line]] = defaultdict(set)
         self._lock = threading.Lock()
-        hear_for_ever(client, "bell", [BELL, self.name], self._take, self._tell_all)
+        self._hearing = Hearing(client, "bell", [BELL, self.name], self._take, self._tell_all)
+
+    def close(self) -> None:
+        """Tell nobody anything more, and end the thread."""
+        self._hearing.close()
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[Line]:

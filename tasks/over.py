@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import redis
 
-from tasks.hearing import hear_for_ever
+from tasks.hearing import Hearing
 from tasks.names import OVER
 
 # Chunks of a job that ended longer ago, or before so many others, are told apart when they begin.
@@ -25,7 +25,7 @@ class JobsOver:
     def __init__(self, client: "redis.Redis", on_end: Callable[[str], None]) -> None:
         self.on_end = on_end
         self._ids: OrderedDict[str, float] = OrderedDict()  # when each was over
-        hear_for_ever(client, "jobs-over", [OVER], lambda _, job_id: self.add(job_id.decode()))
+        Hearing(client, "jobs-over", [OVER], lambda _, job_id: self.add(job_id.decode()))
 
     def __contains__(self, job_id: str) -> bool:
         return self._ids.get(job_id, 0.0) > time.monotonic() - REMEMBERED_S

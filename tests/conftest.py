@@ -1,6 +1,5 @@
 """Fixtures shared by the tests that need the running service."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,11 +18,6 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
-
-
-def pytest_sessionfinish() -> None:
-    """Threads that look for a Redis which is gone still log when there is no output any more."""
-    logging.raiseExceptions = False
 
 
 @pytest.fixture(scope="session")

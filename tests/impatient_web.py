@@ -5,4 +5,5 @@ from app import create_app
 
 __all__ = ["create_app"]
 
-app.websocket.IDLE_S = 1.0
+IDLE_S = 3.0
+app.websocket.IDLE_S = IDLE_S

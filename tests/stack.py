@@ -7,30 +7,56 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
 import requests
 
+from tasks.workers import WorkerRecord, WorkerRecords
+
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 
+def _own_ports() -> Iterator[int]:
+    """Ports that no other test run takes, for as long as this process lives (Linux only); below
+    those that the kernel gives to connections, so that none of them has one either.
+    """
+    promises = []
+    for first in range(12_000, 32_000, 100):
+        promise = socket.socket(socket.AF_UNIX)
+        try:
+            promise.bind(f"\0ports of tests from {first}")
+        except OSError:
+            promise.close()
+            continue
+        promises.append(promise)
+        yield from range(first, first + 100)
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
-    return free_ports(1)[0]
+    """A port of 127.0.0.1 on which nobody listens; whoever asks next gets another."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, each another one: all are held while they are looked for."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody answers, nor begins to meanwhile."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 def redis_binary() -> str:
@@ -40,16 +66,19 @@ def redis_binary() -> str:
 
 
 def wait_for(probe: Callable[[], T], limit_s: float = 30.0, what: str = "") -> T:
-    """Call ``probe`` until it gives something true; fail after ``limit_s``."""
+    """Call ``probe`` until it gives something true; fail when it does not after ``limit_s`` either:
+    a test that stood still meanwhile looks once more.
+    """
     give_up_at = time.monotonic() + limit_s
     while True:
+        is_last = time.monotonic() > give_up_at
         try:
             result = probe()
         except (requests.ConnectionError, redis.ConnectionError, OSError):
             result = None  # type: ignore[assignment]
         if result:
             return result
-        if time.monotonic() > give_up_at:
+        if is_last:
             raise AssertionError(f"not within {limit_s} s: {what or probe}")
         time.sleep(0.02)
 
@@ -59,7 +88,7 @@ class Stack:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self.redis_port, self.port, self.wyoming_port = free_ports(3)
+        self.redis_port, self.port, self.wyoming_port = (free_port() for _ in range(3))
         self.url = f"http://127.0.0.1:{self.port}"
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         self.data_dir = folder / "data"
@@ -102,7 +131,7 @@ class Stack:
         arguments = ["--port", str(self.redis_port), "--bind", "127.0.0.1"]
         arguments += ["--dir", str(self.folder), *(options or ("--save", ""))]
         self.start("redis", redis_binary(), *arguments)
-        wait_for(lambda: self.redis.ping(), 10, "redis answers")
+        wait_for(lambda: self.redis.ping(), what="redis answers")
 
     def start_worker(self, name: str = "worker", app: str = "tasks") -> None:
         self.start(name, *_celery(app), "-n", f"{name}@test", "--without-gossip")
@@ -127,6 +156,26 @@ class Stack:
         self.wait_ready()
         return self
 
+    def start_gated(self) -> None:
+        """A web and a worker that stops at a gate, one chunk at a time (tests/gated_worker.py)."""
+        self.env["SUPERTONIC_MAX_BATCH"] = "1"
+        self.start_redis()
+        self.start_web()
+        self.start_worker(app="tests.gated_worker")
+        self.wait_ready()
+
+    @contextmanager
+    def shut_gate(self) -> Iterator[None]:
+        """Workers of ``tests.gated_worker`` stop at text with "gate" in it, until it is opened."""
+        Path(self.env["GATE"]).touch()
+        try:
+            yield
+        finally:
+            self.open_gate()
+
+    def open_gate(self) -> None:
+        Path(self.env["GATE"]).unlink(missing_ok=True)
+
     def wait_ready(self, limit_s: float = 60.0) -> None:
         def ready() -> bool:
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
@@ -134,6 +183,31 @@ class Stack:
             return self.get("/readyz").status_code == 200
 
         wait_for(ready, limit_s, "/readyz is green")
+
+    @contextmanager
+    def held(self, name: str = "worker") -> Iterator[None]:
+        """A process that neither works nor ends, as on a machine that swaps or a host that is
+        moved. To the web a held worker is there for as long as it takes.
+        """
+        pid = self.processes[name].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: _state(pid) == "T", what=f"{name} stands still")
+            if name != "redis":
+                self._keep_records()
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def announce(self, record: WorkerRecord) -> None:
+        """A worker, as far as the web can tell, until its record is taken away."""
+        WorkerRecords(self.redis).announce(record)
+        self._keep_records()
+
+    def _keep_records(self) -> None:
+        """Until their workers write them anew."""
+        for key in self.redis.scan_iter("supertonic:worker:*"):
+            self.redis.persist(key)
 
     def kill(self, name: str) -> None:
         """End one process and its children without giving them a chance to tidy up."""
@@ -190,15 +264,30 @@ class Stack:
             yield response
 
 
-@contextmanager
-def shut_gate(stack: Stack) -> Iterator[Path]:
-    """Workers of ``tests.gated_worker`` stop at text with "gate" in it, until this file is gone."""
-    gate = Path(stack.env["GATE"])
-    gate.touch()
-    try:
-        yield gate
-    finally:
-        gate.unlink(missing_ok=True)
+class Stalls(threading.Thread):
+    """Notes how long this process stood still, as the whole machine may have, while it is used as
+    a context manager: ``worst_s`` is the longest pause.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.worst_s = 0.0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Stalls":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        before = time.monotonic()
+        while not self._ended.wait(0.01):
+            now = time.monotonic()
+            self.worst_s = max(self.worst_s, now - before - 0.01)
+            before = now
 
 
 def fill(folder: Path) -> Path:
@@ -218,6 +307,11 @@ def full(client: "redis.Redis") -> Iterator[None]:
         yield
     finally:
         client.config_set("maxmemory", 0)
+
+
+def _state(pid: int) -> str:
+    """As the kernel tells it: R, S, T…"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _die_with_parent() -> None:

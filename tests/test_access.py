@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import redis
 import requests
 import websocket
 
-from tasks.events import connect
 from tasks.workers import WorkerRecord, WorkerRecords
 from tests.stack import Stack, wait_for
 
@@ -62,20 +60,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.stop_all()
 
 
-def announce(client: "redis.Redis", record: WorkerRecord) -> None:
-    """For good: there is nobody who would renew it."""
-    WorkerRecords(client).announce(record)
-    client.persist(f"supertonic:worker:{record.name}")
-
-
 @pytest.fixture
 def announced(guarded: Stack) -> Iterator[Stack]:
     """The same with a worker's record, for as long as the test takes."""
-    with connect(guarded.redis_url) as client:
-        announce(client, IDLE)
-        wait_for(lambda: guarded.get("/").json()["workers"])
-        yield guarded
-        WorkerRecords(client).leave(IDLE.name)
+    guarded.announce(IDLE)
+    wait_for(lambda: guarded.get("/").json()["workers"])
+    yield guarded
+    WorkerRecords(guarded.redis).leave(IDLE.name)
     wait_for(lambda: not guarded.get("/").json()["workers"])
 
 
@@ -221,9 +212,8 @@ def test_readiness_needs_a_worker_and_liveness_does_not(guarded: Stack) -> None:
 
 
 def test_a_worker_without_the_voice_asked_for_is_no_help(announced: Stack) -> None:
-    with connect(announced.redis_url) as client:
-        announce(client, replace(IDLE, voices=("F1",)))
-        wait_for(lambda: [v["id"] for v in announced.get("/voices").json()["voices"]] == ["F1"])
+    announced.announce(replace(IDLE, voices=("F1",)))
+    wait_for(lambda: [v["id"] for v in announced.get("/voices").json()["voices"]] == ["F1"])
     answer = ask(announced, "POST", "/synthesize", **bearer(ANNA))
     assert answer.status_code == 422
     assert answer.json()["errors"][0] == {
@@ -241,8 +231,7 @@ def test_the_web_starts_without_redis_and_recovers_each_time_it_comes(stack: Sta
         for method, path in (("POST", "/synthesize/long"), ("GET", "/readyz"), ("GET", "/jobs")):
             assert "Redis" in ask_unavailable(stack, 3, method, path).json()["detail"]
         stack.start_redis()
-        with connect(stack.redis_url) as client:
-            announce(client, IDLE)
+        stack.announce(IDLE)
         wait_for(lambda: ask(stack, "POST", "/synthesize/long").status_code == 202)
         stack.kill("redis")
     stack.redis.close()

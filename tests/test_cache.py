@@ -9,11 +9,11 @@ import pytest
 
 from tasks.cache import content_key
 from tasks.demand import Admission
-from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore, connect
+from tasks.events import KEPT_FACTS, Begun, ChunkResult, EventStore
 from tasks.messages import Chunk, Job, Kind, State, Urgency
 from tests.examples import RATE, a_chunk, a_job, some_pieces
 from tests.stack import Stack, wait_for
-from tests.test_access import IDLE, announce
+from tests.test_access import IDLE
 from tests.test_events import all_at_once
 
 MB = 1_000_000
@@ -488,9 +488,8 @@ def shared_chunks(
     """How many chunks of a request others may wait for, with one worker for each of the models."""
     web.redis.flushall()
     names = [f"{model}{number}@test" for number, model in enumerate(models)]
-    with connect(web.redis_url) as client:
-        for name, model in zip(names, models, strict=True):
-            announce(client, replace(IDLE, name=name, fingerprint=model))
+    for name, model in zip(names, models, strict=True):
+        web.announce(replace(IDLE, name=name, fingerprint=model))
 
     def known() -> list[str]:
         return [worker["name"] for worker in web.get("/").json()["workers"]]

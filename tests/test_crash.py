@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tests.sse import Received, joined, read_events, samples_of
-from tests.stack import Stack, shut_gate, wait_for
+from tests.stack import Stack, wait_for
 
 TEXT = " ".join(
     f"This is sentence number {n}, and it is neither long nor short." for n in range(60)
@@ -56,7 +56,7 @@ def check_whole(listener: Listener) -> None:
 def test_a_killed_worker_is_replaced_and_its_streams_finish(stack: Stack) -> None:
     start_slow(stack)
     listeners = [Listener(stack, {"text": GATED_TEXT, "seed": n}) for n in range(3)]
-    with shut_gate(stack):
+    with stack.shut_gate():
         for listener in listeners:
             listener.start()
         wait_for(lambda: all(len(listener.chunks) >= 2 for listener in listeners))
@@ -83,13 +83,13 @@ def test_a_killed_worker_with_the_real_model_loses_no_sample(stack: Stack) -> No
 def test_a_stopped_worker_finishes_its_batch_and_hands_back_the_rest(stack: Stack) -> None:
     start_slow(stack)
     listener = Listener(stack, {"text": GATED_TEXT})
-    with shut_gate(stack) as gate, ThreadPoolExecutor(1) as pool:
+    with stack.shut_gate(), ThreadPoolExecutor(1) as pool:
         listener.start()
         wait_for(lambda: len(listener.chunks) >= 2)
         stopped = pool.submit(stack.stop, "worker", signal.SIGTERM)
         # Handed back: what waited there for the gate to open.
         wait_for(lambda: stack.redis.llen("normal") > 0)
-        gate.unlink()
+        stack.open_gate()
         assert stopped.result() == 0
     assert stack.redis.hlen("unacked") == 0, "nothing is left in limbo"
     waiting = stack.redis.llen("normal")
@@ -110,7 +110,7 @@ def test_what_a_killed_worker_held_is_with_another_once_its_lease_is_over(stack:
     # So that all of it is claimed by the one that will be killed.
     other.send_signal(signal.SIGSTOP)
     listener = Listener(stack, {"text": GATED_TEXT})
-    with shut_gate(stack):
+    with stack.shut_gate():
         listener.start()
         wait_for(lambda: len(listener.chunks) >= 2)
         stack.kill("worker2")
@@ -164,7 +164,7 @@ def test_a_message_lost_with_its_worker_is_sent_again(stack: Stack) -> None:
 def test_redis_that_comes_back_empty_costs_a_delay_and_no_chunk(stack: Stack) -> None:
     start_slow(stack)
     listener = Listener(stack, {"text": GATED_TEXT})
-    with shut_gate(stack):
+    with stack.shut_gate():
         listener.start()
         wait_for(lambda: len(listener.chunks) >= 3)
         stack.kill("redis")
@@ -180,7 +180,7 @@ def test_without_any_worker_a_stream_ends_with_an_honest_error(stack: Stack) -> 
     stack.env["SUPERTONIC_PATIENCE_S"] = "2"
     start_slow(stack)
     listener = Listener(stack, {"text": GATED_TEXT})
-    with shut_gate(stack):
+    with stack.shut_gate():
         listener.start()
         wait_for(lambda: len(listener.chunks) >= 1)
         stack.kill("worker")

@@ -1,7 +1,7 @@
 """What a follower does when Redis or its news are not as they should be."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
@@ -40,11 +40,11 @@ class Shaky(EventStore):
 
 
 @pytest.fixture
-def bell(client: "redis.Redis") -> Bell:
+def bell(client: "redis.Redis") -> Iterator[Bell]:
     client.flushall()
-    # A client of its own, which the bell may go on using when the test's is closed.
-    own = redis.ConnectionPool(**client.connection_pool.connection_kwargs)
-    return Bell(redis.Redis(connection_pool=own))
+    bell = Bell(client)
+    yield bell
+    bell.close()
 
 
 def a_speech(

@@ -16,7 +16,7 @@ from app.encoding import FILE_FORMATS, MEDIA_TYPES
 from tasks.jobsound import read_index
 from tests.memory import Peaks, resident_bytes
 from tests.sse import SAMPLE_RATE, decoded, joined, read_events, samples_of
-from tests.stack import Stack, full, shut_gate, wait_for
+from tests.stack import Stack, full, wait_for
 
 
 def long_text(characters: int) -> str:
@@ -151,7 +151,7 @@ def test_a_format_nobody_has_is_refused_with_those_there_are(server: Stack) -> N
 
 
 def test_audio_of_an_unfinished_job_is_refused_with_its_progress(slow: Stack) -> None:
-    with shut_gate(slow):
+    with slow.shut_gate():
         job_id = submit(slow, text=gated_text(1000))
         answer = slow.get(f"/jobs/{job_id}/audio")
         assert answer.status_code == 409 and "progress" in answer.json()
@@ -309,7 +309,7 @@ def test_an_hour_of_sound_passes_through_with_flat_memory(stack: Stack) -> None:
 
 
 def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None:
-    with shut_gate(slow):
+    with slow.shut_gate():
         job_id = submit(slow, text=gated_text(2000), **SHORT)
         nothing = slow.get(f"/jobs/{job_id}/audio?partial=true")
         wait_for(lambda: appended(slow, job_id) >= 4)
@@ -331,7 +331,7 @@ def test_sound_so_far_can_be_fetched_while_the_rest_is_made(slow: Stack) -> None
 
 
 def test_a_paused_job_stands_still_and_goes_on_where_it_stopped(slow: Stack) -> None:
-    with shut_gate(slow):
+    with slow.shut_gate():
         job_id = submit(slow, text=gated_text(2000), **SHORT)
         wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 4)
         paused = slow.post(f"/jobs/{job_id}/pause").json()
@@ -382,7 +382,7 @@ def test_pausing_again_and_again_is_no_attempt_at_a_chunk(slow: Stack) -> None:
 
 def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> None:
     start_slow(stack)
-    with shut_gate(stack):
+    with stack.shut_gate():
         job_id = submit(stack, text=gated_text(2000), **SHORT)
         wait_for(lambda: appended(stack, job_id) >= 4)
         stack.post(f"/jobs/{job_id}/pause")
@@ -399,7 +399,7 @@ def test_a_pause_outlasts_every_process_and_ends_with_a_resume(stack: Stack) -> 
 
 def test_events_tell_of_pauses_and_keep_their_positions(slow: Stack) -> None:
     events, path = [], "/jobs/{}/events?audio=false"
-    with shut_gate(slow) as gate:
+    with slow.shut_gate():
         job_id = submit(slow, text=gated_text(1000), **SHORT)
         wait_for(lambda: slow.get(f"/jobs/{job_id}").json()["chunks_done"] >= 2)
         with slow.get(path.format(job_id), stream=True) as response:
@@ -409,7 +409,7 @@ def test_events_tell_of_pauses_and_keep_their_positions(slow: Stack) -> None:
                     slow.post(f"/jobs/{job_id}/pause")
                 if event.event == "paused":
                     slow.post(f"/jobs/{job_id}/resume")
-                    gate.unlink()
+                    slow.open_gate()
     names = [event.event for event in events]
     assert names.count("paused") == names.count("resumed") == 1
     assert names.index("paused") < names.index("resumed") and names[-1] == "done"
@@ -446,7 +446,7 @@ def test_a_paused_job_can_be_cancelled_and_deleted(slow: Stack) -> None:
 
 
 def test_progress_tells_an_honest_time_left_and_a_place(slow: Stack) -> None:
-    with shut_gate(slow):
+    with slow.shut_gate():
         first = submit(slow, text=gated_text(12_000), **SHORT)
         worker = slow.processes["worker"].pid
         os.killpg(worker, signal.SIGSTOP)

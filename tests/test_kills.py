@@ -15,6 +15,8 @@ from tests.test_jobs import appended, done, long_text
 BODY = {
     "text": long_text(8000),
     "seed": 17,
+    # So that it is still under way after three kills, also where this test stands still at times.
+    "steps": 5,
     "target_chunk_chars": 100,
     "max_chunk_chars": 200,
 }

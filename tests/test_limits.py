@@ -15,7 +15,6 @@ from app.limits import SpeechLimit
 from app.slow import PRESSED_S, READ_S, ReadingWatch
 from tasks.events import connect
 from tasks.settings import SettingsError
-from tasks.workers import WorkerRecords
 from tests.stack import Stack, wait_for
 from tests.test_access import IDLE, bearer
 
@@ -36,8 +35,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.start_redis()
     stack.start_web()
     wait_for(lambda: stack.get("/livez").status_code == 200)
-    with connect(stack.redis_url) as client:
-        WorkerRecords(client).announce(IDLE)
+    stack.announce(IDLE)
     yield stack
     stack.stop_all()
 
@@ -46,8 +44,6 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def fresh(limited: Stack) -> Stack:
     for key in limited.redis.scan_iter("supertonic:rate*"):
         limited.redis.delete(key)
-    with connect(limited.redis_url) as client:
-        WorkerRecords(client).announce(IDLE)
     return limited
 
 
@@ -62,13 +58,15 @@ def speak(stack: Stack, key: str, **body: Any) -> requests.Response:
 
 
 def test_the_limit_holds_for_a_key_over_all_processes(fresh: Stack) -> None:
+    began = time.monotonic()
     answers = [speak(fresh, ANNA) for _ in range(7)]
+    took_s = time.monotonic() - began
     assert [answer.status_code for answer in answers] == [202] * 4 + [429] * 3
     left = [answer.headers["RateLimit"].partition(";t=")[0] for answer in answers]
     assert left == [f'"speech";r={n}' for n in (3, 2, 1, 0, 0, 0, 0)]
     refused = answers[-1]
     assert refused.headers["RateLimit-Policy"] == '"speech";q=4;w=60'
-    assert 50 <= int(refused.headers["Retry-After"]) <= 60
+    assert 60 - took_s <= int(refused.headers["Retry-After"]) <= 60
     assert refused.headers["Content-Type"] == "application/problem+json"
     assert refused.json()["detail"] == "At most 4 requests for speech per minute."
     assert speak(fresh, BERT).status_code == 202, "the limit is each key's own"
@@ -97,6 +95,7 @@ def test_every_way_to_ask_for_speech_counts(fresh: Stack, path: str) -> None:
 
 
 def test_texts_on_a_websocket_count_too(fresh: Stack) -> None:
+    began = time.monotonic()
     assert speak(fresh, ANNA).status_code == 202
     address = fresh.url.replace("http", "ws") + f"/ws/synthesize?api_key={ANNA}"
     ws = websocket.create_connection(address, timeout=10)
@@ -105,7 +104,8 @@ def test_texts_on_a_websocket_count_too(fresh: Stack) -> None:
     heard = [json.loads(ws.recv()) for _ in range(2)]
     ws.close()
     (refused,) = [each for each in heard if each["type"] == "error"]
-    assert refused["status"] == 429 and refused["retry_after_seconds"] >= 50
+    took_s = time.monotonic() - began
+    assert refused["status"] == 429 and 60 - took_s <= refused["retry_after_seconds"] <= 60
 
 
 def test_without_redis_the_limit_gives_no_answer_of_its_own(stack: Stack) -> None:
@@ -116,8 +116,7 @@ def test_without_redis_the_limit_gives_no_answer_of_its_own(stack: Stack) -> Non
         answer = stack.post("/synthesize", {"text": "Hi."})
         assert answer.status_code == 503 and "Redis" in answer.json()["detail"]
     stack.start_redis()
-    with connect(stack.redis_url) as client:
-        WorkerRecords(client).announce(IDLE)
+    stack.announce(IDLE)
     statuses = [stack.post("/synthesize/long", {"text": "Hi."}).status_code for _ in range(2)]
     assert statuses == [202, 429], "an address is who asks where there are no keys"
 
@@ -244,10 +243,8 @@ def test_clients_that_never_finish_do_not_keep_others_out(limited: Stack) -> Non
             close.enter_context(sock)
             sock.sendall(heads[number % 2])
             slow.append(sock)
-        started = time.monotonic()
-        assert requests.get(f"{limited.url}/livez", timeout=40).status_code == 200
-        waited_s = time.monotonic() - started
-        assert waited_s < 20, "with nobody closing them it would be for ever"
+        # Before a single one of them would have been closed without pressure.
+        assert requests.get(f"{limited.url}/livez", timeout=READ_S).status_code == 200
 
 
 def test_open_streams_are_not_taken_for_slow_clients(stack: Stack) -> None:
@@ -256,8 +253,8 @@ def test_open_streams_are_not_taken_for_slow_clients(stack: Stack) -> None:
     stack.start_redis()
     stack.start_web()
     wait_for(lambda: stack.get("/livez").status_code == 200)
-    with connect(stack.redis_url) as client, ExitStack() as close:
-        WorkerRecords(client).announce(IDLE)
+    stack.announce(IDLE)
+    with ExitStack() as close:
         streams = [close.enter_context(stack.stream({"text": "Hi."})) for _ in range(7)]
         ends_at = time.monotonic() + PRESSED_S + 1.5
         for stream in streams:

@@ -24,12 +24,14 @@ from tests.scripted_server import (
     event,
     head,
 )
+from tests.stack import closed_port
 
-# What a busy machine may add between sending and hearing.
+# What a busy machine may add between sending and hearing, at least once in so many times.
 SLACK_S = 0.3
+TIMES = 3
 
 
-def hear(*steps: Step, limit_s: float = 5.0) -> Heard:
+def hear(*steps: Step, limit_s: float = 30.0) -> Heard:
     with ScriptedServer(steps) as server:
         return asyncio.run(listen(server.port, post({"text": "Hello."}), limit_s=limit_s))
 
@@ -41,22 +43,30 @@ def test_a_gap_of_known_length_is_found() -> None:
     steps = (
         BEGIN,
         Step(0.2, chunked(chunk(0, seconds=0.3))),
-        Step(0.8, chunked(chunk(1, seconds=5.0))),  # half a second too late
+        Step(0.8, chunked(chunk(1, seconds=55.0))),  # half a second too late
         Step(0.1, chunked(chunk(2, seconds=1.0)) + chunked(DONE) + END),
     )
-    with ScriptedServer(steps) as server:
-        heard = asyncio.run(listen(server.port, post({"text": "Hello."})))
-        _, first, second, _ = server.sent_at
-    assert not heard.error
-    assert heard.total == heard.whole == 3
-    assert heard.playback.audio_s == pytest.approx(6.3)
-    assert heard.first_s == pytest.approx(first - heard.intended_at, abs=SLACK_S)
-    assert len(heard.playback.silences) == 1
-    assert heard.playback.worst_s == pytest.approx(second - first - 0.3, abs=SLACK_S)
+    wrong_s = []
+    for _ in range(TIMES):
+        with ScriptedServer(steps) as server:
+            heard = asyncio.run(listen(server.port, post({"text": "Hello."})))
+            _, first, second, _ = server.sent_at
+        assert not heard.error
+        assert heard.total == heard.whole == 3
+        assert heard.playback.audio_s == pytest.approx(56.3)
+        assert heard.first_s is not None and len(heard.playback.silences) == 1
+        gap_s = second - first - 0.3
+        wrong_s.append(
+            max(
+                abs(heard.first_s - (first - heard.intended_at)),
+                abs(heard.playback.worst_s - gap_s),
+            )
+        )
+    assert min(wrong_s) < SLACK_S
 
 
 def test_sound_that_comes_early_makes_no_gap_however_it_is_cut() -> None:
-    whole = b"".join(chunked(chunk(index, seconds=3.0)) for index in range(3))
+    whole = b"".join(chunked(chunk(index, seconds=60.0)) for index in range(3))
     heard = hear(BEGIN, Step(0.1, whole + chunked(DONE) + END, pieces=37))
     assert not heard.error and heard.whole == 3
     assert heard.playback.worst_s == 0
@@ -78,13 +88,16 @@ def test_slices_play_as_they_come_and_count_as_one_chunk() -> None:
         facts = f'"n_samples": {round(seconds * 1000)}, "sample_rate": 1000'
         return chunked(event("chunk", f'{{{facts}, "is_last_slice": {is_last}}}'))
 
-    heard = hear(
-        Step(0, head() + chunked(accepted(1))),
-        Step(0, piece(0.2, "false")),
-        Step(0.6, piece(1.0, "true") + chunked(DONE) + END),
-    )
-    assert not heard.error and (heard.whole, heard.playback.pieces) == (1, 2)
-    assert heard.playback.worst_s == pytest.approx(0.4, abs=SLACK_S)
+    gaps = []
+    for _ in range(TIMES):
+        heard = hear(
+            Step(0, head() + chunked(accepted(1))),
+            Step(0, piece(0.2, "false")),
+            Step(0.6, piece(1.0, "true") + chunked(DONE) + END),
+        )
+        assert not heard.error and (heard.whole, heard.playback.pieces) == (1, 2)
+        gaps.append(heard.playback.worst_s)
+    assert min(abs(gap - 0.4) for gap in gaps) < SLACK_S
 
 
 def test_waiting_counts_from_when_it_was_meant_to_ask() -> None:
@@ -94,8 +107,8 @@ def test_waiting_counts_from_when_it_was_meant_to_ask() -> None:
 
     sound = b"".join(chunked(chunk(index, 1.0)) for index in range(3)) + chunked(DONE) + END
     with ScriptedServer([BEGIN, Step(0, sound)]) as server:
-        heard = asyncio.run(late(server.port))
-    assert heard.first_s is not None and 3.0 <= heard.first_s < 3.0 + SLACK_S
+        waits = [asyncio.run(late(server.port)).first_s or 0.0 for _ in range(TIMES)]
+    assert 3.0 <= min(waits) < 3.0 + SLACK_S
 
 
 @pytest.mark.parametrize(
@@ -107,14 +120,18 @@ def test_waiting_counts_from_when_it_was_meant_to_ask() -> None:
         ([Step(0, head() + chunked(b'event: error\ndata: {"detail": "no"}\n\n'))], '"no"'),
         ([Step(0, head() + chunked(accepted(3)))], "closed by the server"),
         ([Step(0, b"HTTP/1.1 500 Oh\r\nContent-Length: 4\r\n\r\nwhat")], "HTTP 500: what"),
-        ([BEGIN, Step(2.0, b"")], "silent for 0.5 s"),
         ([Step(0, head() + b"xyz\r\n")], "no size of a chunk"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_whole_stream_has_failed(steps: list[Step], told: str) -> None:
-    heard = hear(*steps, limit_s=0.5)
+    heard = hear(*steps, limit_s=30.0)
     assert told in heard.error
     assert heard.worst_s is None and not heard.is_refused
+
+
+def test_a_stream_that_falls_silent_has_failed() -> None:
+    heard = hear(BEGIN, Step(2.0, b""), limit_s=0.5)
+    assert "silent for 0.5 s" in heard.error and heard.worst_s is None
 
 
 def test_a_refusal_is_told_from_a_failure() -> None:
@@ -123,9 +140,8 @@ def test_a_refusal_is_told_from_a_failure() -> None:
 
 
 def test_nobody_there_is_a_failure_and_no_exception() -> None:
-    with ScriptedServer([]) as server:
-        port = server.port
-    assert "cannot connect" in asyncio.run(listen(port, post({}))).error
+    with closed_port() as port:
+        assert "cannot connect" in asyncio.run(listen(port, post({}))).error
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(0, 2**32))
@@ -213,7 +229,7 @@ def test_arrivals_keep_their_moments_while_the_server_is_slow() -> None:
 
 def test_users_listen_to_the_end_before_they_ask_again() -> None:
     with ScriptedServer([BEGIN, Step(0, SOUND)]) as server:
-        heard = asyncio.run(users(Goal(server.port), 1, 0.0, 1.5, {"Hello.": 1}, think_s=0.0))
+        heard = asyncio.run(users(Goal(server.port), 1, 0.0, 6.0, {"Hello.": 1}, think_s=0.0))
     times = [one.intended_at for one in heard]
     assert len(times) >= 2
     for before, after in zip(times, times[1:], strict=False):

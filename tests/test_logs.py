@@ -48,9 +48,11 @@ def test_a_job_can_be_followed_through_every_process(stack: Stack) -> None:
         return [(line["process"], line["event"]) for line in told]
 
     told = story(job_id)
-    # The last chunk may be delivered before its worker has written that it spoke it.
-    assert told[0] == ("web", "accepted")
-    assert set(told[1:]) == {("worker", "chunk spoken"), ("web", "delivered"), ("web", "request")}
+    # A worker may write that it spoke a chunk before the web has written that it accepted the job,
+    # or only after it was delivered.
+    web = [step for step in told if step[0] == "web"]
+    assert web == [("web", "accepted"), ("web", "delivered"), ("web", "request")]
+    assert set(told) - set(web) == {("worker", "chunk spoken")}
     told = story(long_id)
     steps = [("web", "accepted"), ("worker", "chunk spoken"), ("files", "job moved")]
     assert {*steps, ("files", "job done")} <= set(told)

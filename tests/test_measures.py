@@ -9,6 +9,7 @@ import redis
 
 from app.delivery import ListenerWatch, Playback
 from app.follow import Ended, Item, Quiet, Spoken
+from supertonic.cores import usable_cores
 from tasks.events import connect
 from tasks.measures import (
     ALL,
@@ -176,6 +177,18 @@ def scrape(stack: Stack) -> dict:
     return read_metrics(stack.get("/metrics?format=prometheus").text)
 
 
+MISTAKE = {"method": "POST", "route": "/synthesize", "status": "422"}
+NOWHERE = {"route": "none", "status": "404"}
+BATCHES = ("batch_chunks", "worker_batch_chunks")
+ENGINE_S, BUSY = "supertonic_engine_seconds_sum", "supertonic_worker_busy_seconds_total"
+
+
+def so_far(families: dict, series: str, **labels: str) -> float:
+    """One sample, 0 while there is none."""
+    samples = [sample for family in families.values() for sample in family.samples]
+    return sum(s.value for s in samples if s.name == series and labels.items() <= s.labels.items())
+
+
 def test_the_exposition_keeps_every_rule_and_counts_what_happened(stack: Stack) -> None:
     stack.start_all()
     fresh = scrape(stack)
@@ -187,29 +200,44 @@ def test_the_exposition_keeps_every_rule_and_counts_what_happened(stack: Stack) 
     assert stack.post("/synthesize", {"text": ""}).status_code == 422
     assert stack.get("/nothing/here").status_code == 404
 
-    def settled() -> dict | None:
-        families = scrape(stack)
-        # Two web processes and a worker, each with its own clock for sending.
-        done = value(families, "supertonic_first_published_seconds_count") == 2
-        heard = value(families, "supertonic_stream_underrun_seconds_count") == 1
-        asked = 'route="none"' in stack.get("/metrics?format=prometheus").text
-        return families if done and heard and asked else None
+    missing: list[str] = []
 
-    families = wait_for(settled, 10, "all figures arrived")
+    def settled() -> dict | None:
+        # Two web processes and a worker, each with its own clock for sending.
+        families = scrape(stack)
+        counts = [
+            (2, "supertonic_first_published_seconds_count", {}),
+            (1, "supertonic_stream_underrun_seconds_count", {}),
+            (1, "supertonic_http_requests_total", MISTAKE),
+            (1, "supertonic_http_requests_total", NOWHERE),
+        ]
+        chunks = value(families, "supertonic_chunks_total")
+        counts += [(chunks, f"supertonic_{name}_sum", {}) for name in BATCHES]
+        missing[:] = [
+            series for n, series, which in counts if so_far(families, series, **which) < n
+        ]
+        if so_far(families, BUSY) < 0.9 * so_far(families, ENGINE_S) / usable_cores():
+            missing.append(BUSY)
+        return None if missing else families
+
+    try:
+        families = wait_for(settled, 20)
+    except AssertionError:
+        pytest.fail(f"did not arrive: {missing}")
     chunks = value(families, "supertonic_chunks_total")
+    assert value(families, "supertonic_first_published_seconds_count") == 2
+    assert value(families, "supertonic_stream_underrun_seconds_count") == 1
     assert value(families, "supertonic_first_audio_seconds_count") == 1
     assert 0 < value(families, "supertonic_first_audio_seconds_sum") < 20
-    for name in ("supertonic_batch_chunks", "supertonic_worker_batch_chunks"):
-        assert value(families, f"{name}_sum") == chunks
-    engine_s = value(families, "supertonic_engine_seconds_sum")
-    assert engine_s == pytest.approx(value(families, "supertonic_worker_busy_seconds_total"), 0.1)
+    for name in BATCHES:
+        assert value(families, f"supertonic_{name}_sum") == chunks
+    # Of batches that were computed beside each other a core's time is counted once.
+    assert 0 < value(families, BUSY) < 1.1 * value(families, ENGINE_S)
     waits = [value(families, "supertonic_queue_wait_seconds_count", queue="high")]
     waits.append(value(families, "supertonic_queue_wait_seconds_count", queue="normal"))
     assert waits == [2, chunks - 2]
-    asked = {"method": "POST", "route": "/synthesize", "status": "422"}
-    assert value(families, "supertonic_http_requests_total", **asked) == 1
-    asked = {"route": "none", "status": "404"}
-    assert value(families, "supertonic_http_requests_total", **asked) == 1
+    for which in (MISTAKE, NOWHERE):
+        assert value(families, "supertonic_http_requests_total", **which) == 1
     assert value(families, "supertonic_worker_info", worker="worker@test", device="cpu") == 1
     assert value(families, "supertonic_redis_memory_bytes") > 0
     audio_s = value(families, "supertonic_audio_seconds_total")
@@ -234,6 +262,8 @@ def test_what_the_cache_answers_is_counted(server: Stack) -> None:
     def published() -> float:
         return value(scrape(server), "supertonic_chunks_total")
 
+    # Whatever tests before this one left behind.
+    wait_for(lambda: not server.redis.exists("supertonic:queued"), 60, "nothing is being spoken")
     hits, misses, chunks = found("hit"), found("miss"), published()
     for _ in range(2):
         assert server.post("/synthesize", {"text": "Cached, I hope.", "seed": 77}).ok
@@ -247,7 +277,7 @@ def test_what_the_cache_answers_is_counted(server: Stack) -> None:
 def test_observing_is_cheap(client: redis.Redis) -> None:
     """The cost of a chunk, and that of a tick: generous bounds, they only catch a round trip."""
     meter = Meter()
-    started = time.process_time()
+    started = time.thread_time()
     for _ in range(10_000):
         meter.observe(BATCH_SIZE, 7)
-    assert (time.process_time() - started) / 10_000 < 50e-6
+    assert (time.thread_time() - started) / 10_000 < 50e-6

@@ -50,4 +50,4 @@ def test_what_a_worker_has_loaded_is_spared_by_the_garbage_collector(stack: Stac
     def spared() -> bool:
         return int(stack.get("/").json()["model"]["description"]) > 50_000
 
-    wait_for(spared, 10)
+    wait_for(spared)

@@ -15,10 +15,12 @@ import pytest
 import requests
 import websocket
 
-from tasks.workers import WorkerRecords
+from benchmarks.bench_streams import history
+from tasks.events import EventStore
+from tasks.workers import WorkerRecord, WorkerRecords
 from tests.exposition import read_metrics, value
 from tests.sse import read_events
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, Stalls, wait_for
 
 # Seconds of sound per second that the worker makes.
 PACE = 8.0
@@ -97,20 +99,21 @@ def test_at_twice_the_load_what_was_admitted_is_gapless_and_the_rest_is_told_whe
         )
         for number, text in enumerate(texts)
     ]
-    for thread in threads:
-        thread.start()
-        # A sentence takes 4 s, a text 12 s on average.
-        time.sleep(rng.expovariate(2 * PACE / 12))
-    for thread in threads:
-        thread.join(120)
+    with Stalls() as stalls:
+        for thread in threads:
+            thread.start()
+            # A sentence takes 4 s, a text 12 s on average.
+            time.sleep(rng.expovariate(2 * PACE / 12))
+        for thread in threads:
+            thread.join(120)
     admitted = [heard for heard in found if heard.chunks]
     refused = [heard for heard in found if not heard.chunks]
     silences = sorted(heard.silence_s() for heard in admitted)
-    print(len(admitted), len(refused), silences[-5:])
+    print(len(admitted), len(refused), silences[-5:], stalls.worst_s)
     assert len(found) == len(texts)
     assert all(heard.ending == "done" for heard in admitted)
     # Not zero: the machine has other things to do too. Without admission it is many seconds.
-    assert silences[-1] < 0.5
+    assert silences[-1] < 0.5 + stalls.worst_s
     assert len(admitted) >= 10 and len(refused) >= 5
     for heard in refused:
         assert_says_when(heard.refusals[-1])
@@ -150,7 +153,7 @@ def test_every_way_in_is_closed_while_the_workers_are_taken_and_open_again_after
         assert answer["retry_after_seconds"] >= 1
         for listening in others:
             listening.close()
-    wait_for(lambda: not paced.redis.exists("supertonic:queued"), 10, "the cancelled are gone")
+    wait_for(lambda: not paced.redis.exists("supertonic:queued"), 30, "the cancelled are gone")
     connection.send(json.dumps({"type": "speak", "text": "Hello."}))
     assert json.loads(connection.recv())["type"] == "accepted"
     connection.close()
@@ -160,19 +163,18 @@ def test_every_way_in_is_closed_while_the_workers_are_taken_and_open_again_after
 
 
 def figures(stack: Stack) -> dict[str, float]:
-    """What was measured of listeners, once nothing more comes: the web tells once a second."""
+    """What was measured of listeners, all of it: a web that ends tells what it has not told."""
+    assert stack.stop("web") == 0
+    stack.start_web()
+    stack.wait_ready()
     names = ("first_audio_seconds", "stream_underrun_seconds")
     parts = [f"{name}_{part}" for name in names for part in ("count", "sum")]
-    readings: list[dict[str, float]] = []
-    while readings[-2:-1] != readings[-1:] or not readings:
-        time.sleep(1.5 if readings else 0)
-        families = read_metrics(stack.get("/metrics?format=prometheus").text)
-        readings.append({part: value(families, f"supertonic_{part}") for part in parts})
-    return readings[-1]
+    families = read_metrics(stack.get("/metrics?format=prometheus").text)
+    return {part: value(families, f"supertonic_{part}") for part in parts}
 
 
 def test_the_first_sound_of_a_format_that_comes_at_the_end_is_at_the_end(paced: Stack) -> None:
-    wait_for(lambda: not paced.redis.exists("supertonic:queued"), 10, "nothing waits")
+    wait_for(lambda: not paced.redis.exists("supertonic:queued"), 30, "nothing waits")
     before, asked = figures(paced), time.monotonic()
     body = {"input": SENTENCE * 5, "response_format": "flac"}
     url = f"{paced.url}/v1/audio/speech"
@@ -181,12 +183,16 @@ def test_the_first_sound_of_a_format_that_comes_at_the_end_is_at_the_end(paced: 
         waited_s = time.monotonic() - asked
         for _ in answer.iter_content(None):
             pass
-    assert waited_s > 1.5, "or this test says nothing"
+        store, job_id = EventStore(paced.redis), answer.headers["X-Job-Id"]
+    job = store.job(job_id)
+    assert job is not None
+    made_s = max(chunk.published_at for chunk in history(store, job_id)) - job.created_at
+    assert made_s > 1.5, "or this test says nothing"
 
     after = figures(paced)
     found = {name: after[name] - before[name] for name in before}
     assert found["first_audio_seconds_count"] == 1
-    assert found["first_audio_seconds_sum"] == pytest.approx(waited_s, abs=0.5)
+    assert made_s - 0.1 < found["first_audio_seconds_sum"] < waited_s
     assert found["stream_underrun_seconds_count"] == 0, "what comes at once has no gaps"
 
 
@@ -252,7 +258,7 @@ def told(refused: requests.Response) -> int:
 
 
 def test_a_key_with_too_much_waiting_is_told_when_that_is_spoken(keyed: Stack) -> None:
-    with post(keyed, ANNA, "/synthesize/stream", 10) as first:
+    with keyed.held(), post(keyed, ANNA, "/synthesize/stream", 10) as first:
         assert first.status_code == 200, "more than the limit, but nothing else of hers waits"
         refused = post(keyed, ANNA, "/synthesize/stream", 1)
         waits = account(keyed)
@@ -266,17 +272,19 @@ def test_a_key_with_too_much_waiting_is_told_when_that_is_spoken(keyed: Stack) -
 
 
 def test_a_keys_long_jobs_have_a_limit_of_their_own(keyed: Stack) -> None:
-    jobs = [(ANNA, post(keyed, ANNA, "/synthesize/long", 14))]
-    waits = account(keyed)
-    alone = told(post(keyed, ANNA, "/synthesize/long", 14))
-    excess_s = 2 * waits["long_of_key"] - 60
-    assert 20 < excess_s < waits["long_of_key"]
-    # A little has been spoken meanwhile; and what a chunk may take longer, and the spread.
-    assert 0.8 * excess_s < alone * waits["rate"] < 1.2 * (excess_s + 0.3 + 8) + 2 * waits["rate"]
-    jobs.append((BERT, post(keyed, BERT, "/synthesize/long", 14)))
-    assert [job.status_code for _, job in jobs] == [202, 202]
-    shared = told(post(keyed, ANNA, "/synthesize/long", 14))
-    assert shared > 1.3 * alone, "the other's job has its turns"
+    with keyed.held():
+        jobs = [(ANNA, post(keyed, ANNA, "/synthesize/long", 14))]
+        waits = account(keyed)
+        alone = told(post(keyed, ANNA, "/synthesize/long", 14))
+        excess_s = 2 * waits["long_of_key"] - 60
+        assert 20 < excess_s < waits["long_of_key"]
+        # What a chunk may take longer, and the spread.
+        most = 1.2 * (excess_s + 0.3 + 8) + 2 * waits["rate"]
+        assert 0.8 * excess_s < alone * waits["rate"] < most
+        jobs.append((BERT, post(keyed, BERT, "/synthesize/long", 14)))
+        assert [job.status_code for _, job in jobs] == [202, 202]
+        shared = told(post(keyed, ANNA, "/synthesize/long", 14))
+        assert shared > 1.3 * alone, "the other's job has its turns"
     for key, job in jobs:
         headers = {"Authorization": f"Bearer {key}"}
         requests.delete(f"{keyed.url}/jobs/{job.json()['job_id']}", headers=headers, timeout=10)
@@ -290,13 +298,16 @@ def spoken(stack: Stack) -> int:
 
 
 def by_the_worker(stack: Stack) -> int:
-    """What the worker has counted, once it has nothing more to tell: it tells twice a second."""
-    counts = [-1]
-    while counts[-1] not in counts[:-1]:
-        time.sleep(1.2)
-        (worker,) = stack.get("/").json()["workers"]
-        counts.append(int(worker["chunks"]))
-    return counts[-1]
+    """What the worker has counted, once it has nothing to do: it tells twice a second."""
+    records = WorkerRecords(stack.redis)
+
+    def at_rest() -> WorkerRecord | None:
+        # One that was written before this is of no use.
+        stack.redis.delete("supertonic:worker:worker@test")
+        (worker,) = wait_for(records.living)
+        return worker if worker.waiting == worker.speaking == 0 else None
+
+    return wait_for(at_rest).chunks
 
 
 def together(n: int, call: Callable[[], requests.Response]) -> list[requests.Response]:

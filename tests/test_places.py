@@ -128,6 +128,7 @@ def test_jobs_end_at_the_url_and_are_served_from_there(stack: Stack) -> None:
     archive = stack.folder / "archive"
     stack.env["SUPERTONIC_JOBS_URL"] = f"file://{archive}"
     stack.start_all()
+    wait_for(lambda: files_worker_serves(stack), 60, "it has looked at the place")
     archive.rename(stack.folder / "away")
     archive.write_text("in the way")
     text = "\n\n".join(f"Paragraph number {n}." for n in range(6))
@@ -151,6 +152,11 @@ def test_jobs_end_at_the_url_and_are_served_from_there(stack: Stack) -> None:
     (archive / "elsewhere").rename(stored)
     assert stack.delete(path).json()["deleted"] is True
     assert not stored.exists()
+
+
+def files_worker_serves(stack: Stack) -> bool:
+    answer = stack.post("/synthesize/long?wait=true", {"text": "Hello."})
+    return answer.status_code == 200
 
 
 def test_a_files_worker_that_cannot_keep_jobs_says_so_and_ends(stack: Stack) -> None:

@@ -16,7 +16,7 @@ def speak_all(stack: Stack, texts: list[str]) -> dict[str, int]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join(120)
     return answers
 
 

@@ -1,7 +1,7 @@
 """What happens to chunks when an engine hangs, Redis was long away, or listeners leave."""
 
 import random
-import signal
+import re
 import socket
 import threading
 import time
@@ -14,7 +14,7 @@ from benchmarks.bench_streams import history
 from tasks.events import EventStore
 from tasks.watchdog import EXIT_STATUS
 from tasks.workers import WorkerRecords
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, Stalls, wait_for
 from tests.test_crash import TEXT, Listener, check_whole, start_slow
 from tests.test_poison import speak_all
 
@@ -49,16 +49,19 @@ def test_after_a_long_outage_the_worker_is_back_in_seconds(stack: Stack) -> None
     """Also after one that is longer than an engine may hang."""
     stack.env["SUPERTONIC_BATCH_LIMIT_S"] = "3"
     start_slow(stack, app="tests.impatient_worker")
-    listener = Listener(stack, {"text": TEXT})
+    stack.post("/config/batch", {"max_batch_size": 1})
+    listener = Listener(stack, {"text": TEXT * 2})
     listener.start()
     wait_for(lambda: len(listener.chunks) >= 2)
     stack.kill("redis")
     # Long enough for kombu's own pauses between attempts to have grown to 6 s and more.
     time.sleep(13)
     stack.start_redis()
-    before, back_at = len(listener.chunks), time.monotonic()
+    before = len(listener.chunks)
     wait_for(lambda: len(listener.chunks) > before, 30, "the stream goes on")
-    assert time.monotonic() - back_at < 8
+    # Not by the clock: how long the rest takes is the machine's.
+    pauses = re.findall(r"Trying again in ([\d.]+) second", stack.log("worker"))
+    assert len(pauses) > 5 and max(map(float, pauses)) <= 2
     check_whole(listener)
 
 
@@ -66,7 +69,8 @@ def test_kombus_own_transport_serves_as_well(stack: Stack) -> None:
     """The way back, should the claim channel ever disappoint."""
     stack.env["SUPERTONIC_BROKER_URL"] = stack.redis_url
     start_slow(stack)
-    listener = Listener(stack, {"text": TEXT})
+    stack.post("/config/batch", {"max_batch_size": 1})
+    listener = Listener(stack, {"text": TEXT * 2})
     listener.start()
     wait_for(lambda: len(listener.chunks) >= 2)
     assert stack.redis.hlen("unacked") and stack.redis.zcard("unacked_index")
@@ -90,8 +94,9 @@ def test_what_waits_in_a_worker_for_long_is_delivered_once(stack: Stack, is_stoc
     listener.start()
     # The others wait for three times as long as a lease lasts.
     while listener.is_alive():
-        (worker,) = WorkerRecords(stack.redis).living()
-        most = max(most, worker.waiting + worker.speaking)
+        # None while the worker stands still for longer than its record lasts.
+        for worker in WorkerRecords(stack.redis).living():
+            most = max(most, worker.waiting + worker.speaking)
         listener.join(0.1)
     check_whole(listener)
     first, *others = sorted(
@@ -113,11 +118,13 @@ def test_the_last_batch_of_a_stopping_worker_stays_its_own(stack: Stack, is_stoc
     stack.start_worker("worker2")
     records = WorkerRecords(stack.redis)
     wait_for(lambda: len(records.living()) == 2)
-    stack.processes["worker2"].send_signal(signal.SIGSTOP)
-    listener = Listener(stack, {"text": "This is a nap."})
-    listener.start()
-    wait_for(lambda: records.living()[0].speaking == 1)
-    stack.processes["worker2"].send_signal(signal.SIGCONT)
+    with stack.held("worker2"):
+        # Until Redis has given up what it asked for before, a second at most: a message for it
+        # would lie in its socket.
+        time.sleep(2.0)
+        listener = Listener(stack, {"text": "This is a nap."})
+        listener.start()
+        wait_for(lambda: any(record.speaking == 1 for record in records.living()))
     assert stack.stop("worker") == 0
     check_whole(listener)
     job = f"supertonic:job:{listener.events[0].data['job_id']}"
@@ -135,10 +142,12 @@ def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
     for leaver in leavers:
         leaver.start()
     wait_for(lambda: all(leaver.job_id for leaver in leavers), 60, "all streams have begun")
-    for leaver in rng.sample(leavers, STREAMS // 2):
-        time.sleep(rng.uniform(0, 0.06))
-        left[leaver.job_id] = time.time()
-        leaver.leave()
+    with Stalls() as stalls:
+        for leaver in rng.sample(leavers, STREAMS // 2):
+            time.sleep(rng.uniform(0, 0.06))
+            left[leaver.job_id] = time.time()
+            leaver.leave()
+        time.sleep(NOTICED_S)
     stayed = [leaver for leaver in leavers if leaver.job_id not in left]
 
     def ended(job_id: str) -> bool:
@@ -154,14 +163,16 @@ def test_leaving_listeners_cost_no_batch(stack: Stack) -> None:
         assert all(at <= over_at for at in begun), "nothing enters a batch once the job is over"
         lags.append(over_at - left_at)
         n_begun += len(begun)
-        late += sum(at > left_at + 0.05 for at in begun)
+        late += sum(at > left_at + 0.05 + stalls.worst_s for at in begun)
     lags.sort()
     print(f"over after {lags[len(lags) // 2] * 1000:.1f} ms, at most {lags[-1] * 1000:.1f} ms;")
     print(
         f"{late} of {n_begun} chunks entered a batch more than 50 ms after their listener had left"
     )
-    # Usually at most 5 ms and none; a machine that stands still for a moment may cost one or two.
-    assert lags[len(lags) * 95 // 100] < 0.05 and lags[-1] < NOTICED_S
+    # Usually at most 5 ms and none; a machine that stands still for a moment may cost one or two,
+    # and as long as it does.
+    assert lags[len(lags) * 95 // 100] < 0.05 + stalls.worst_s
+    assert lags[-1] < NOTICED_S + stalls.worst_s
     assert n_begun and late <= len(left) // 50
     # What nobody waits for leaves the queues without passing through a batch.
     for leaver in stayed:

@@ -19,7 +19,7 @@ import requests
 from app.checks import check_model
 from app.run import check_redis, get
 from tasks.settings import Settings
-from tests.stack import free_port, redis_binary, wait_for
+from tests.stack import closed_port, free_port, redis_binary, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 120.0
@@ -106,10 +106,13 @@ def test_it_says_where_the_service_is_and_which_model_speaks(service: Launch) ->
 
 
 def test_the_log_of_every_process_is_shown_under_its_name(service: Launch) -> None:
-    shown = {
-        line.split(" | ")[0].strip() for line in service.output().splitlines() if " | " in line
-    }
-    assert shown == {"redis", "worker", "files", "web", "wyoming"}
+    def shown() -> set[str]:
+        lines = [line for line in service.output().splitlines() if " | " in line]
+        return {line.split(" | ")[0].strip() for line in lines}
+
+    every = {"redis", "worker", "files", "web", "wyoming"}
+    wait_for(lambda: shown() >= every, what="each has written something")
+    assert shown() == every
 
 
 def test_home_assistant_is_answered_where_it_was_asked_for(service: Launch) -> None:
@@ -146,7 +149,7 @@ def test_redis_is_reached_by_nobody_else(service: Launch) -> None:
 def test_a_killed_worker_comes_back_while_the_rest_goes_on(service: Launch) -> None:
     worker, web = service.pid_of("worker"), service.pid_of("web")
     os.kill(worker, signal.SIGKILL)
-    again = wait_for(lambda: {service.pid_of("worker")} - {0, worker}, 10)
+    again = wait_for(lambda: {service.pid_of("worker")} - {0, worker}, START_LIMIT_S)
     # The killed worker's record lasts a few seconds; ready has to be the new one's doing.
     wait_for(lambda: f"worker-{again.copy().pop()}@" in living_workers(service), START_LIMIT_S)
     assert service.status("/readyz") == 200
@@ -224,16 +227,18 @@ def test_the_models_and_devices_there_are_are_let_pass(tmp_path: Path) -> None:
 
 
 def test_a_redis_that_does_not_answer_is_said_before_anything_starts(tmp_path: Path) -> None:
-    at = f"127.0.0.1:{free_port()}"
-    started = launch(tmp_path, free_port(), SUPERTONIC_REDIS_URL=f"redis://:se@cret@{at}/0")
-    status, last_line = ended(started)
+    with closed_port() as port:
+        at = f"127.0.0.1:{port}"
+        started = launch(tmp_path, free_port(), SUPERTONIC_REDIS_URL=f"redis://:se@cret@{at}/0")
+        status, last_line = ended(started)
     assert status == 1
     assert last_line.startswith(f"Stopped: SUPERTONIC_REDIS_URL: the Redis at redis://{at}/0 ")
     assert "refused" in last_line and "cret" not in last_line
     assert len(started.output().splitlines()) == 1
 
 
-def test_a_redis_that_is_just_starting_is_waited_for() -> None:
+def test_a_redis_that_is_just_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.run.REDIS_PATIENCE_S", 30)  # a second may last longer here
     port = free_port()
     late = ["sh", "-c", 'sleep 1; exec "$@"', "sh", redis_binary()]
     process = subprocess.Popen([*late, "--port", str(port), "--save", ""])

@@ -1,7 +1,8 @@
 """A first chunk that is heard while it is being decoded: every sample once, whatever happens."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The service with a worker that always slices."""
     folder = tmp_path_factory.mktemp("slow")
     # Without the cache, which would have the same sound whole the second time.
-    stack = Stack(folder, SLICING_MARK=str(folder / "mark"), SUPERTONIC_CACHE_MB="0")
+    files = {"SLICING_MARK": str(folder / "mark"), "SLICING_HEARD": str(folder / "heard")}
+    stack = Stack(folder, SUPERTONIC_CACHE_MB="0", **files)
     try:
         stack.start_redis()
         stack.start_worker(app="tests.slicing_worker")
@@ -44,9 +46,28 @@ def whole(stack: Stack, **settings: object) -> np.ndarray:
     return samples_of(answer.content)
 
 
+@contextmanager
+def counting(stack: Stack) -> Iterator[Callable[[int], None]]:
+    """Say how many slices have been heard; the worker makes the next one only then."""
+    ears = stack.folder / "heard"
+
+    def tell(count: int) -> None:
+        ears.write_text(str(count))
+
+    tell(0)
+    try:
+        yield tell
+    finally:
+        ears.unlink()
+
+
 def stream(stack: Stack, **settings: object) -> list[Received]:
-    with stack.stream(SETTINGS | settings) as response:
-        return list(read_events(response))
+    events: list[Received] = []
+    with counting(stack) as tell, stack.stream(SETTINGS | settings) as response:
+        for event in read_events(response):
+            events.append(event)
+            tell(len(chunks(events)))
+    return events
 
 
 def chunks(events: list[Received]) -> list[Received]:
@@ -163,10 +184,12 @@ def test_a_stream_can_be_resumed_inside_a_chunk_after_each_slice(slow: Stack) ->
 
 def test_a_worker_that_dies_after_two_slices_costs_no_sample(slow: Stack) -> None:
     text = "A murder " + TEXT
-    with slow.stream(SETTINGS | {"text": text, "slices": True}) as response:
+    wanted = SETTINGS | {"text": text, "slices": True}
+    with counting(slow) as tell, slow.stream(wanted) as response:
         events = []
         for event in read_events(response):
             events.append(event)
+            tell(len(chunks(events)))
             if len(chunks(events)) == 2 and "worker2" not in slow.processes:
                 slow.start_worker("worker2", app="tests.slicing_worker")
     assert (slow.folder / "mark").exists()
@@ -179,14 +202,16 @@ def test_a_worker_that_dies_after_two_slices_costs_no_sample(slow: Stack) -> Non
 def test_a_websocket_gets_slices_unless_it_refuses(slow: Stack) -> None:
     for wish, expected in [({}, True), ({"slices": False}, False)]:
         ws = websocket.create_connection(slow.url.replace("http", "ws") + "/ws/synthesize")
-        ws.send(json.dumps({"type": "speak"} | SETTINGS | wish))
         sound, heads = b"", []
-        while (message := json.loads(ws.recv()))["type"] != "done":
-            if message["type"] == "chunk":
-                heads.append(message)
-                frame = ws.recv()
-                assert len(frame) == 2 * message["n_samples"]
-                sound += frame
+        with counting(slow) as tell:
+            ws.send(json.dumps({"type": "speak"} | SETTINGS | wish))
+            while (message := json.loads(ws.recv()))["type"] != "done":
+                if message["type"] == "chunk":
+                    heads.append(message)
+                    frame = ws.recv()
+                    assert len(frame) == 2 * message["n_samples"]
+                    sound += frame
+                    tell(len(heads))
         ws.close()
         assert (sum(head["index"] == 0 for head in heads) > 1) is expected
         assert message["samples_sent"] * 2 == len(sound)

@@ -57,9 +57,10 @@ def test_a_batch_is_measured_once_and_each_chunk_in_its_queue() -> None:
 def test_late_is_what_comes_after_its_due_time() -> None:
     tally, now = Tally(), time.time()
     tally.add("b1", [Done(chunk("a", 1, due=now - 0.7), 1.0, 0.0)], 0.1)
+    took_s = time.time() - now
     tally.add("b2", [Done(chunk("a", 2, due=now + 60), 1.0, 0.0)], 0.1)
     late = found(tally.meter, LATE)
-    assert late.total == pytest.approx(0.7, abs=0.3)
+    assert 0.7 <= late.total <= 0.7 + took_s
     assert dict(late.buckets)["0.0"] == 1, "in time"
 
 
@@ -71,7 +72,7 @@ def test_a_first_slice_is_the_first_sound_of_its_chunk() -> None:
     tally.add("b1", [Done(sliced, 3.0, 0.0), Done(whole, 3.0, 0.0)], 0.1)
     first = found(tally.meter, FIRST_PUBLISHED)
     assert first.buckets[-1][1] == 2, "each job's first sound once"
-    assert first.total == pytest.approx(5.2, abs=0.3)
+    assert 5.2 <= first.total <= 5.2 + 2 * (time.time() - now)
     # When its batch is over, the next chunk of that name is measured again.
     tally.end([sliced])
     tally.add("b2", [Done(sliced, 3.0, 0.0)], 0.1)

@@ -30,7 +30,7 @@ from tasks.webhooks import (
     payload,
 )
 from tests.examples import a_job
-from tests.stack import Stack, wait_for
+from tests.stack import Stack, closed_port, wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -230,7 +230,7 @@ def test_who_answers_too_slowly_or_not_at_all_is_given_up(monkeypatch: pytest.Mo
         def drip() -> None:
             peer, _ = server.accept()
             with peer, suppress(OSError):
-                for _ in range(40):
+                for _ in range(300):
                     peer.sendall(b"H")
                     if stop.wait(0.2):
                         break
@@ -239,8 +239,9 @@ def test_who_answers_too_slowly_or_not_at_all_is_given_up(monkeypatch: pytest.Mo
         started = time.monotonic()
         with pytest.raises((OSError, http.client.HTTPException)):
             webhooks().send(f"http://127.0.0.1:{server.getsockname()[1]}/", "msg_1", b"{}")
+        took_s = time.monotonic() - started
         stop.set()
-    assert time.monotonic() - started < 4
+    assert took_s < 20, "it might have gone on for a minute"
 
 
 def test_https_asks_for_a_certificate_of_that_name(receiver: Receiver) -> None:
@@ -259,15 +260,16 @@ def ended_job():
 
 def test_attempts_go_on_for_about_a_day_and_then_end(tmp_path: Path) -> None:
     away = webhooks(["127.0.0.1"])
-    Delivery(f"http://hook.example:{_closed_port()}/").save(tmp_path)
     now, times = 1000.0, []
-    while (made := deliver(away, tmp_path, ended_job(), now)) is not None:
-        times.append(now)
-        assert made.last_error and made.last_status is None
-        assert deliver(away, tmp_path, ended_job(), now) is None, "not before its time"
-        if made.next_attempt_at is None:
-            break
-        now = made.next_attempt_at
+    with closed_port() as port:
+        Delivery(f"http://hook.example:{port}/").save(tmp_path)
+        while (made := deliver(away, tmp_path, ended_job(), now)) is not None:
+            times.append(now)
+            assert made.last_error and made.last_status is None
+            assert deliver(away, tmp_path, ended_job(), now) is None, "not before its time"
+            if made.next_attempt_at is None:
+                break
+            now = made.next_attempt_at
     assert made is not None and made.state == "failed" and made.attempts == MAX_ATTEMPTS
     assert [b - a for a, b in zip(times, times[1:], strict=False)] == list(DELAYS_S)
     assert 20 < (times[-1] - times[0]) / 3600 < 28
@@ -307,21 +309,14 @@ def test_the_payload_is_the_same_in_every_attempt() -> None:
     assert body["data"]["job_id"] == "job" and "text" not in str(body)
 
 
-def _closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def test_hosts_that_do_not_answer_leave_a_turn_to_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.webhooks.SLOW_S", 0.05)
+    monkeypatch.setattr("tasks.webhooks.SLOW_S", -1.0)  # any turn takes long
     turns, slow, other = Turns(2), "http://slow.example/", "http://other.example/"
     with turns.turn(slow) as first, turns.turn(slow) as second:
         assert first and second, "nobody knows yet"
-        time.sleep(0.1)
+    monkeypatch.setattr("tasks.webhooks.SLOW_S", 3600.0)
     with turns.turn(slow) as first, turns.turn("http://SLOW.example:81/") as second:
         assert first and not second
         with turns.turn(other) as third, turns.turn(other) as fourth:
@@ -353,10 +348,15 @@ def test_a_job_tells_its_end_also_after_a_refusal_and_a_restart(stack: Stack) ->
     job = stack.post("/synthesize/long", {"text": "Hello there.", "webhook_url": url}).json()
     assert job["webhook"] | {"url": url, "state": "waiting", "attempts": 0} == job["webhook"]
     path = f"/jobs/{job['job_id']}"
-    wait_for(lambda: stack.get(path).json()["webhook"]["last_status"] == 500, what="first attempt")
-    told = stack.get(path).json()["webhook"]
+
+    def refused() -> dict | None:
+        told = stack.get(path).json()["webhook"]
+        return told if told["last_status"] == 500 else None
+
+    told = wait_for(refused, what="first attempt")
     assert (told["state"], told["attempts"]) == ("waiting", 1)
-    assert 0 < told["next_attempt_at"] - time.time() < 6
+    begun_at = told["next_attempt_at"] - DELAYS_S[0]
+    assert job["created_at"] < begun_at < int(receiver.requests[0][1]["webhook-timestamp"]) + 1
     for name in ("files", "redis"):
         stack.kill(name)
     stack.start_redis()
@@ -370,8 +370,8 @@ def test_a_job_tells_its_end_also_after_a_refusal_and_a_restart(stack: Stack) ->
     first, second = receiver.requests
     assert first[1]["webhook-id"] == second[1]["webhook-id"] and first[2] == second[2]
     private = {"text": "Hello.", "webhook_url": "http://10.0.0.1/"}
-    refused = stack.post("/synthesize/long", private)
-    assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == "webhook_url"
+    answer = stack.post("/synthesize/long", private)
+    assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "webhook_url"
     assert "token" not in stack.log("files")
     receiver.close()
 

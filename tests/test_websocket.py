@@ -1,7 +1,6 @@
 """The WebSocket under clients that read slowly, send too much, fall silent or change their mind."""
 
 import json
-import re
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ import websocket
 
 from tasks.events import EventStore
 from tasks.messages import State
+from tests.impatient_web import IDLE_S
 from tests.memory import Peaks, resident_bytes
 from tests.stack import Stack, full, wait_for
 
@@ -68,14 +68,14 @@ def until_ending(ws: websocket.WebSocket) -> list[dict[str, Any]]:
 
 
 def wait_until_stuck(ws: websocket.WebSocket) -> None:
-    """Until the server can send no more, because nobody reads."""
+    """Until the server can send no more for a second, because nobody reads."""
     local, remote = (address[1] for address in (ws.sock.getsockname(), ws.sock.getpeername()))
-    waiting = [-1]
+    waiting: list[int] = []
 
     def is_stuck() -> bool:
         time.sleep(0.1)
         waiting.append(int(connection(remote, local)[4].partition(":")[0], 16))
-        return waiting[-1] > 0 and waiting[-1] == waiting[-2]
+        return len(waiting) > 10 and waiting[-1] > 0 and len(set(waiting[-10:])) == 1
 
     wait_for(is_stuck, 20, "what the server sends waits in the kernel")
 
@@ -88,17 +88,6 @@ def connection(local: int, remote: int) -> list[str]:
         if ports == [local, remote]:
             return fields
     raise AssertionError("there is no such connection")
-
-
-@contextmanager
-def held(stack: Stack) -> Iterator[None]:
-    """The worker speaks nothing meanwhile."""
-    worker = stack.processes["worker"]
-    worker.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        worker.send_signal(signal.SIGCONT)
 
 
 # -- clients that read slowly -----------------------------------------------------------------
@@ -167,7 +156,7 @@ def test_a_message_over_the_limit_keeps_no_thread(stack: Stack) -> None:
 
 
 def test_a_mistake_is_answered_at_once_and_the_texts_around_it_are_spoken(quick: Stack) -> None:
-    with connect(quick) as ws, held(quick):
+    with connect(quick) as ws, quick.held():
         ws.send(say("One."))
         assert json.loads(ws.recv())["type"] == "accepted"
         for mistake in (say(speed=9), say("a" * 50_001), say([[], []]), say("\ud800")):
@@ -179,13 +168,18 @@ def test_a_mistake_is_answered_at_once_and_the_texts_around_it_are_spoken(quick:
 
 
 def test_a_full_redis_is_told_as_what_it_is(quick: Stack) -> None:
-    with connect(quick) as ws:
+    def told_in_time(ws: websocket.WebSocket) -> dict[str, Any] | None:
+        """None where the server, or this test, stood still for so long that it looked again."""
         time.sleep(1.1)
         ws.send(say("There is room, and for a second nobody looks again."))
         assert until_ending(ws)[-1]["type"] == "done"
         with full(quick.redis):
             ws.send(say("Too much."))
-            told = json.loads(ws.recv())
+            answer: dict[str, Any] = json.loads(ws.recv())
+        return None if "nearly full" in answer.get("detail", "") else answer
+
+    with connect(quick) as ws:
+        told = wait_for(lambda: told_in_time(ws))
         assert told["type"] == "error" and "no memory left" in told["detail"], told
         ws.send(say("There is room again."))
         assert until_ending(ws)[-1]["type"] == "done"
@@ -193,7 +187,7 @@ def test_a_full_redis_is_told_as_what_it_is(quick: Stack) -> None:
 
 def test_waiting_texts_are_bounded_in_all(quick: Stack) -> None:
     text = SENTENCE * 800
-    with connect(quick) as ws, held(quick):
+    with connect(quick) as ws, quick.held():
         ws.send(say("One."))
         assert json.loads(ws.recv())["type"] == "accepted"
         for _ in range(12):
@@ -209,7 +203,7 @@ def test_waiting_texts_are_bounded_in_all(quick: Stack) -> None:
 
 
 def test_names_count_among_what_waits(quick: Stack) -> None:
-    with connect(quick) as ws, held(quick):
+    with connect(quick) as ws, quick.held():
         ws.send(say("One."))
         assert json.loads(ws.recv())["type"] == "accepted"
         for _ in range(2):
@@ -222,13 +216,18 @@ def test_names_count_among_what_waits(quick: Stack) -> None:
 
 def test_the_kernel_asks_whether_a_silent_client_is_still_there(quick: Stack) -> None:
     with connect(quick) as ws:
-        timer = connection(quick.port, ws.sock.getsockname()[1])[5].partition(":")[0]
-        assert timer == "02", "a keepalive timer runs on the server's side"
+        port = ws.sock.getsockname()[1]
+
+        def timer() -> str:
+            return connection(quick.port, port)[5].partition(":")[0]
+
+        # Another one runs until what was sent has been confirmed.
+        wait_for(lambda: timer() == "02", what="a keepalive timer runs on the server's side")
 
 
 def test_a_websocket_on_which_nothing_is_said_is_closed(stack: Stack) -> None:
     """Also for a client that pings: it is there, but it keeps a thread from others."""
-    stack.env["PACE"] = "30"
+    stack.env["PACE"] = "16"
     stack.start_redis()
     stack.start_worker(app="tests.paced_worker")
     application = ("-c", "app/gunicorn.py", "tests.impatient_web:create_app()")
@@ -238,15 +237,16 @@ def test_a_websocket_on_which_nothing_is_said_is_closed(stack: Stack) -> None:
         ws.send(say(SENTENCE * 24))
         began = time.monotonic()
         assert until_ending(ws)[-1]["type"] == "done"
-        assert time.monotonic() - began > 2, "while something is spoken, nobody need say anything"
+        took_s = time.monotonic() - began
+        assert took_s > IDLE_S + 1, "while something is spoken, nobody need say anything"
         ended, frame = time.monotonic(), (0, b"")
         while frame[0] != websocket.ABNF.OPCODE_CLOSE:
+            assert time.monotonic() - ended < 10 * IDLE_S, "the pings keep it open"
             ws.ping()
             frame = ws.recv_data(control_frame=True)
             time.sleep(0.05)
-        assert 1 < time.monotonic() - ended < 5
         assert int.from_bytes(frame[1][:2]) == 1000
-        assert re.match(rb"nothing was said for \d+ s", frame[1][2:])
+        assert frame[1][2:] == b"nothing was said for %d s" % IDLE_S
 
 
 # -- cancelling -------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_cancel_that_meets_a_failure_is_answered_as_a_cancel(quick: Stack) -> 
         ws.send(say(SENTENCE * 600))
         job_id = json.loads(ws.recv())["job_id"]
         wait_until_stuck(ws)
-        with held(quick):
+        with quick.held():
             # While the server is busy sending, so that it learns of both when it looks again.
             assert EventStore(quick.redis).end(job_id, State.FAILED, "the engine broke")
             ws.send('{"type": "cancel"}')
@@ -295,7 +295,7 @@ def test_a_text_with_a_name_is_told_by_it(quick: Stack) -> None:
         ws.send(say(id="x" * 101))
         refused = json.loads(ws.recv())
         assert "id" not in refused and "at most 100 characters" in refused["detail"]
-        with held(quick):
+        with quick.held():
             for name in ("spoken", "waiting", "waiting too"):
                 ws.send(say(id=name))
             ws.send(say())

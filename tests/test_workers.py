@@ -62,8 +62,8 @@ def test_beside_a_worker_of_another_version_the_web_serves(server: Stack) -> Non
     (ours,) = WorkerRecords(server.redis).living()
     announce(server.redis, asdict(ours) | {"name": "newer", "of_tomorrow": 1})
     try:
-        seen = wait_for(lambda: len(server.get("/").json()["workers"]) == 2, 5, "both are seen")
-        assert seen and server.get("/readyz").status_code == 200
+        wait_for(lambda: len(server.get("/").json()["workers"]) == 2, what="both are seen")
+        assert server.get("/readyz").status_code == 200
         assert server.get("/voices").status_code == 200
         assert server.post("/synthesize", {"text": "Hello."}).status_code == 200
     finally:
@@ -76,16 +76,16 @@ def beside(server: Stack, **other: object) -> Iterator[None]:
     (ours,) = WorkerRecords(server.redis).living()
     announce(server.redis, asdict(ours) | {"name": "other"} | other)
 
-    def is_seen() -> bool:
+    def seen() -> set[bool]:
         answers = [server.get("/").json()["workers"] for _ in range(20)]
-        return all("other" in [worker["name"] for worker in workers] for workers in answers)
+        return {"other" in [worker["name"] for worker in workers] for workers in answers}
 
     try:
-        wait_for(is_seen, 10, "both are seen")
+        wait_for(lambda: seen() == {True}, what="both are seen")
         yield
     finally:
         WorkerRecords(server.redis).leave("other")
-        wait_for(lambda: not is_seen(), 10)
+        wait_for(lambda: seen() == {False}, what="one is seen")
 
 
 def test_only_what_all_workers_speak_is_offered(server: Stack) -> None:
