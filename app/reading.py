@@ -13,6 +13,7 @@ from app.slow import READING
 
 # Mistakes told in one answer.
 MAX_ERRORS = 20
+DISCARDED_BYTES, BLOCK_BYTES = 1 << 20, 1 << 16
 # A field nobody knows may hold what must not come back in an answer, nor stay in a client's log.
 SECRET_WORDS = ("key", "token", "secret", "password", "auth")
 
@@ -29,12 +30,23 @@ def take_body() -> None:
     refuse_encoding()
     # The same for WebSocket messages: what is not offered cannot be agreed on.
     request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
-    data = request.get_data()
-    READING.end(request.environ.get("gunicorn.socket"))
-    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    data, limit = request.get_data(), current_app.config["MAX_CONTENT_LENGTH"]
     # A chunked body does not announce its length and is cut at the limit without a word.
-    if request.content_length is None and len(data) >= limit:
+    is_cut = request.content_length is None and len(data) >= limit
+    if is_cut:
+        discard_rest()
+    READING.end(request.environ.get("gunicorn.socket"))
+    if is_cut:
         raise Problem(413, f"The body is larger than {limit} bytes.")
+
+
+def discard_rest() -> None:
+    """The rest of a body that is too large, if it is not much: gunicorn closes a connection with
+    more left, without telling its client, who may be sending the next request.
+    """
+    for _ in range(DISCARDED_BYTES // BLOCK_BYTES):
+        if not request.environ["wsgi.input"].read(BLOCK_BYTES):
+            break
 
 
 def refuse_encoding() -> None:

@@ -22,7 +22,7 @@ from app.errors import Problem, field_problem, shorten
 from app.fields import language_code
 from app.jobs import speech
 from app.offer import languages_of
-from app.reading import parse_json, read_json, refuse_encoding, take_body
+from app.reading import discard_rest, parse_json, read_json, refuse_encoding, take_body
 from app.schemas import LongBody
 from app.slow import READING
 
@@ -41,7 +41,6 @@ WAIT_S = 5.0
 # Who sends more slowly than this is held for a slow client (app/slow.py).
 LEAST_BYTES_PER_S = 250_000
 MAX_PARTS = 50
-DISCARDED_BYTES, BLOCK_BYTES = 1 << 20, 1 << 16
 
 _turns = threading.BoundedSemaphore(AT_ONCE)
 
@@ -132,26 +131,17 @@ def _receive(request: Request) -> tuple[Upload, list[tuple[str, str]]]:
         if request.mimetype == FORM:
             return _form(request, stream)
         data = stream.read()
+        if len(data) > limit:
+            raise RequestEntityTooLarge
     except RequestEntityTooLarge:
+        discard_rest()
         if stream.tell() > limit:
-            _discard(request)
             raise _too_large() from None
         detail = f"The form has more than {MAX_PARTS} parts, or more than {_field_bytes()} bytes"
         raise Problem(413, f"{detail} in one that is no file.") from None
     finally:
         READING.end(request.environ.get("gunicorn.socket"))
-    if len(data) > limit:
-        raise _too_large()
     return Upload(data, "body", "", request.mimetype_params.get("charset", "")), []
-
-
-def _discard(request: Request) -> None:
-    """The rest of a body that does not end much later, so that its connection can go on: gunicorn
-    closes one with more left, without telling a client who may send the next request already.
-    """
-    for _ in range(DISCARDED_BYTES // BLOCK_BYTES):
-        if not request.environ["wsgi.input"].read(BLOCK_BYTES):
-            break
 
 
 def _field_bytes() -> int:
