@@ -30,7 +30,6 @@ def jobs_json(jobs: list[Job]) -> list[dict[str, Any]]:
 
 def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any]:
     request_ = job.request
-    preview = request_.text if len(request_.text) <= 120 else request_.text[:120] + "…"
     return {
         "job_id": job.job_id,
         "kind": job.kind.value,
@@ -52,8 +51,8 @@ def _job_json(job: Job, eta_s: float | None, place: int | None) -> dict[str, Any
         "steps": request_.steps,
         "speed": request_.speed,
         "pause_s": request_.pause_s,
-        "text_preview": preview,
-        "characters": len(request_.text),
+        "text_preview": request_.preview,
+        "characters": request_.characters,
         "warnings": list(job.warnings),
         "webhook": _webhook(job),
         "links": {

@@ -27,7 +27,7 @@ from tasks.events import EventStore
 from tasks.jobfiles import JobFiles
 from tasks.logs import facts
 from tasks.measures import Meter
-from tasks.messages import Job, Kind, Piece, SpeechRequest, State
+from tasks.messages import Job, Kind, Piece, SpeechRequest, State, preview
 from tasks.sending import make_chunks
 from tasks.settings import Settings
 from tasks.workers import WorkerRecord, WorkerRecords
@@ -150,7 +150,8 @@ class Speech:
         check_length(body, pieces, self.settings)
         sample_rate = sample_rate_of(workers)
         request = SpeechRequest(
-            text=body.text,
+            preview=preview(body.text),
+            characters=len(body.text),
             voice=body.voice,
             language=body.language,
             steps=body.steps,

@@ -167,7 +167,7 @@ def _events(service: Speech, job: Job, parts: Iterator[bytes]) -> Iterator[bytes
         yield _event({"type": "error", **problem.envelope()})
         return
     spent = {
-        "input_tokens": len(job.request.text),
+        "input_tokens": job.request.characters,
         "output_tokens": math.ceil(_seconds(service, job)),
     }
     usage = spent | {"total_tokens": sum(spent.values())}

@@ -19,7 +19,7 @@ def make_job(count: int) -> tuple[Job, list[Piece]]:
         job_id=secrets.token_hex(12),
         kind=Kind.STREAM,
         state=State.QUEUED,
-        request=SpeechRequest(SENTENCE, "M1", "en", 2, 1.05, 0, 0.0),
+        request=SpeechRequest(SENTENCE, len(SENTENCE), "M1", "en", 2, 1.05, 0, 0.0),
         count=count,
         done=0,
         samples=0,

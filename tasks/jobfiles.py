@@ -85,7 +85,7 @@ class JobFiles:
         pieces = [Piece.of_row(row) for row in record.pop("pieces")]
         record["kind"] = Kind(record["kind"])
         record["state"] = State(record["state"])
-        record["request"] = SpeechRequest(**record["request"])
+        record["request"] = SpeechRequest.from_json(record["request"])
         record["warnings"] = tuple(record["warnings"])
         # Another version may have written it: what this one does not know is left out.
         job = Job(**{name: value for name, value in record.items() if name in _FIELDS})

@@ -13,6 +13,8 @@ from typing import Any
 # No field of ours comes near: a chunk has at most 900 characters, times are seconds since 1970.
 MAX_CHARS = 10_000
 MAX_NUMBER = 1e12
+# Of a text, in lists of jobs.
+PREVIEW_CHARS = 120
 
 
 class MalformedMessage(ValueError):
@@ -55,15 +57,31 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """What a user asked for, checked. ``pause_s`` is the silence after a sentence's chunk."""
+    """What a user asked for, checked. ``pause_s`` is the silence after a sentence's chunk.
 
-    text: str
+    Of the text, which may be a novel, only what lists of jobs show: the pieces hold all of it.
+    """
+
+    preview: str  # how it begins
+    characters: int
     voice: str
     language: str
     steps: int
     speed: float
     seed: int
     pause_s: float
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "SpeechRequest":
+        """Also one that a version before this one has stored, with all of its text."""
+        data = dict(data)
+        if (text := data.pop("text", None)) is not None:
+            data |= {"preview": preview(text), "characters": len(text)}
+        return cls(**data)
+
+
+def preview(text: str) -> str:
+    return text if len(text) <= PREVIEW_CHARS else text[:PREVIEW_CHARS] + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def job_from(job_id: str, row: Sequence[Any]) -> Job | None:
         job_id=job_id,
         kind=Kind(values["kind"] or ""),
         state=State(values["state"]),
-        request=SpeechRequest(**orjson.loads(values["request"] or "{}")),
+        request=SpeechRequest.from_json(orjson.loads(values["request"] or "{}")),
         count=int(values["count"] or 0),
         done=int(values["done"] or 0),
         samples=int(values["samples"] or 0),

@@ -7,7 +7,7 @@ from tasks.batching import Waiting
 from tasks.messages import Chunk, Job, Kind, Piece, SpeechRequest, State, Urgency
 
 RATE = 22_050
-REQUEST = SpeechRequest("Hello there.", "M1", "en", steps=1, speed=1.0, seed=0, pause_s=0.3)
+REQUEST = SpeechRequest("Hello there.", 12, "M1", "en", steps=1, speed=1.0, seed=0, pause_s=0.3)
 
 
 def a_chunk(job_id: str = "job", index: int = 0, **fields: Any) -> Chunk:

@@ -33,7 +33,6 @@ from tests.examples import a_job
 from tests.sse import SAMPLE_RATE, samples_of
 from tests.stack import Stack, fill, wait_for
 from tests.test_jobs import done
-from tests.test_websocket import held
 
 BOOK = """\
 This stands before the first chapter.
@@ -159,7 +158,7 @@ def test_only_finished_long_jobs_are_books(server: Stack) -> None:
     answer = server.get(f"/jobs/{stream}/book")
     assert answer.status_code == 409 and "Only long jobs" in answer.json()["detail"]
     assert server.get(f"/jobs/{stream}/chapters").json()["chapters"] == []
-    with held(server):
+    with server.held():
         running = submit(server, text="# One\nHere are words.\n" * 400)
         answer = server.get(f"/jobs/{running}/book")
         assert answer.status_code == 409 and "once it is done" in answer.json()["detail"]

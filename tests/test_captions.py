@@ -17,7 +17,7 @@ WORDS = st.lists(st.text("abcdé.,!1", min_size=1, max_size=12), min_size=1, max
 
 
 def a_request(language: str = "en") -> SpeechRequest:
-    return SpeechRequest("", "M1", language, 2, 1.05, 0, 0.3)
+    return SpeechRequest("", 0, "M1", language, 2, 1.05, 0, 0.3)
 
 
 @given(st.lists(st.tuples(WORDS, st.integers(4_000, 900_000), st.integers(0, 50_000)), min_size=1))

@@ -16,7 +16,7 @@ from app.turns import MAX_WISHES, Turns
 from supertonic.chunking import sentences_end
 from tasks.settings import Settings
 from tests.stack import Stack
-from tests.test_websocket import connect, held, until_ending
+from tests.test_websocket import connect, until_ending
 
 TEXT = (
     'Dr. Smith paid 3.5 euros for No. 7. Then he left! Did he? "Yes!" she said, and that was '
@@ -161,7 +161,7 @@ def test_sentences_are_heard_while_the_rest_is_being_written(server: Stack) -> N
 
 
 def test_sentences_that_wait_are_spoken_together(server: Stack) -> None:
-    with connect(server) as ws, held(server):
+    with connect(server) as ws, server.held():
         send(ws, "begin")
         for number in range(120):
             send(ws, "text", text=f"This is sentence number {number}, no more. ")

@@ -168,8 +168,8 @@ def test_how_a_piece_is_read_is_stored_with_it(tmp_path: Path) -> None:
     pieces = [Piece("SQL.", 0.3, "sequel."), Piece("Hi.", 0.0), Piece("", 0.1, "and so on")]
     assert [piece.spoken for piece in pieces] == ["sequel.", "Hi.", "and so on"]
     assert pieces_from_json(pieces_to_json(pieces)) == pieces
-    newer = json.dumps([[*piece.to_row(), "", "", "of a newer version"][:6] for piece in pieces])
-    assert [piece.text for piece in pieces_from_json(newer)] == ["SQL.", "Hi.", ""]
+    newer = [[*piece.to_row(), "", "", ""][:5] + ["of a newer version"] for piece in pieces]
+    assert pieces_from_json(json.dumps(newer)) == pieces
     files = JobFiles(str(tmp_path))
     files.save(a_job("job"), pieces)
     loaded = files.load("job")
@@ -380,11 +380,12 @@ def test_a_websocket_takes_it_with_a_text_or_with_its_beginning(server: Stack) -
         for text, lexicon in (("I like S", NAMES), ("I like seque", {})):
             send(ws, "begin", lexicon=lexicon, seed=73, slices=False)
             send(ws, "text", text=text)
-            send(ws, "text", text=("QL" if lexicon else "l") + ". Yes")
+            # One sentence: whether two are spoken together is a matter of time.
+            send(ws, "text", text=("QL" if lexicon else "l") + ".")
             send(ws, "end")
             told = heard(ws, "ended")
             lengths.append([chunk["n_samples"] for chunk in told if chunk["type"] == "chunk"])
-            assert texts_in(told) == ("I like SQL. Yes" if lexicon else "I like sequel. Yes")
+            assert texts_in(told) == ("I like SQL." if lexicon else "I like sequel.")
         assert lengths[0] == lengths[1]
         send(ws, "begin", lexicon={"★": "star"})
         send(ws, "text", text="★")

@@ -1,7 +1,7 @@
 """Messages survive the wire unchanged, and what another program wrote is refused by name."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from tasks.messages import (
     Kind,
     MalformedMessage,
     Piece,
+    SpeechRequest,
     State,
     Urgency,
     pieces_from_json,
     pieces_to_json,
+    preview,
 )
 from tests.examples import a_chunk, a_job
 
@@ -115,3 +117,11 @@ def test_a_refused_message_is_not_changed() -> None:
 def test_a_job_is_over_when_done_failed_or_cancelled() -> None:
     assert {s for s in State if s.is_final} == {State.DONE, State.FAILED, State.CANCELLED}
     assert a_job(count=4).progress == 0.0
+
+
+def test_of_a_long_text_a_job_keeps_the_beginning_also_where_it_was_stored_whole() -> None:
+    of_old = {"text": "x" * 500, "voice": "M1", "language": "en", "steps": 2, "speed": 1.0}
+    request = SpeechRequest.from_json(of_old | {"seed": 7, "pause_s": 0.3})
+    assert (request.preview, request.characters) == ("x" * 120 + "…", 500)
+    assert SpeechRequest.from_json(asdict(request)) == request
+    assert preview("x" * 120) == "x" * 120
