@@ -260,7 +260,7 @@ _SECONDS_PER_STOP = 0.25
 _SECONDS_PER_COMMA = 0.12
 
 
-@lru_cache(maxsize=4096)  # more than a job has chunks; their lengths are asked for all the time
+@lru_cache(maxsize=4096)  # more chunks than a stream has; their lengths are asked for all the time
 def estimate_seconds(text: str, language: str, speed: float) -> float:
     """A rough guess of the seconds of audio, without pauses between chunks; at least 0.3.
 

@@ -164,12 +164,12 @@ class JobAdvancer:
             - collected
         )
         wanted = [i for i in range(job.count) if i not in collected and i not in in_flight]
-        lengths = [_seconds(job, piece) for piece in pieces]
-        room = WINDOW_BATCHES * self.settings.max_batch_seconds - sum(lengths[i] for i in in_flight)
+        waiting_s = sum(_seconds(job, pieces[index]) for index in in_flight)
+        room = WINDOW_BATCHES * self.settings.max_batch_seconds - waiting_s
         sent: list[int] = []
         for index in wanted[: max(0, self.settings.job_window - len(in_flight))]:
             # One goes always: it may be longer than the whole window.
-            room -= lengths[index]
+            room -= _seconds(job, pieces[index])
             if room < 0 and (sent or in_flight):
                 break
             sent.append(index)

@@ -26,9 +26,11 @@ def make_chunks(
     """
     request, now = job.request, time.time()
     wanted = set(indexes)
-    chunks = []
+    chunks: list[Chunk] = []
     due = now
-    for index, piece in enumerate(pieces):
+    # Of a novel, a few are wanted at a time.
+    for index in range(min(wanted, default=0), max(wanted, default=-1) + 1):
+        piece = pieces[index]
         seconds = estimate_seconds(piece.spoken, request.language, request.speed) * length_ratio
         if index in wanted:
             chunk = Chunk(
@@ -52,8 +54,7 @@ def make_chunks(
             if job.fingerprint:
                 chunk = replace(chunk, content=content_key(job.fingerprint, chunk))
             chunks.append(chunk)
-        if chunks:
-            due += seconds + piece.pause_s
+        due += seconds + piece.pause_s
     return chunks
 
 
