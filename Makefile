@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test lint audit worker files web wyoming flower redis model doctor bench bench-engine \
 	bench-gpu bench-load bench-slices bench-pipeline bench-kills bench-streams bench-burst \
-	bench-lengths bench-cores simulate voice judge clean
+	bench-lengths bench-cores bench-novel simulate voice judge clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -72,7 +72,7 @@ model: $(READY)  ## download the Supertonic 2 weights and voices
 doctor: $(READY)  ## what is installed, which device, do the weights load
 	@$(BIN)/python -m supertonic doctor
 
-bench: bench-engine bench-cores bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-burst bench-service  ## all benchmarks but those of a GPU and by the clock
+bench: bench-engine bench-cores bench-load bench-lengths bench-slices bench-pipeline bench-kills bench-streams bench-burst bench-novel bench-service  ## all benchmarks but those of a GPU and by the clock
 
 bench-engine: $(ALL)  ## model speed beside ONNX Runtime, no queue (some six minutes)
 	$(BIN)/python -m benchmarks.bench_engine $(ARGS)
@@ -97,6 +97,9 @@ bench-pipeline: $(ALL)  ## what the queue and the web cost, null engine
 
 bench-kills: $(ALL)  ## what SIGKILLs cost over 50,000 messages, null engine
 	$(BIN)/python -m benchmarks.bench_kills $(ARGS)
+
+bench-novel: $(ALL)  ## a million characters as one long job, null engine
+	$(BIN)/python -m benchmarks.bench_novel $(ARGS)
 
 bench-streams: $(ALL)  ## a hundred listeners at once, built-in voice
 	$(BIN)/python -m benchmarks.bench_streams $(ARGS)

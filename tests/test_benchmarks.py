@@ -195,6 +195,12 @@ def test_a_killed_worker_loses_nothing_and_repeats_at_most_its_batch() -> None:
     assert result["recomputed"] <= 32 * result["kills"]
 
 
+def test_a_short_story_goes_through_as_a_novel_would() -> None:
+    (story,) = run("bench_novel")["novels"]
+    assert story["characters"] == 20_000 and story["chunks"] > 20
+    assert story["others_failed"] == 0 and story["accepted_s"] < story["done_s"]
+
+
 def test_a_small_burst_on_the_built_in_voice_is_measured() -> None:
     result = run("bench_burst", "--engine", "tiny", "--streams", "4")
     assert result["failed"] == 0
