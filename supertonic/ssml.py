@@ -81,7 +81,7 @@ class _Reader:
         elif tag == "voice":
             self._change_voice(attributes)
         elif tag not in ("speak", "s", "sentence", "sub", "say-as", *_SILENT):
-            self.ignored[f"<{tag}>"] = None
+            self.ignored[f"<{_short(tag)}>"] = None
         self._open.append((tag, attributes, len(self.parts)))
 
     def end(self, tag: str) -> None:
@@ -159,5 +159,9 @@ def _voice_mark(name: str) -> str:
 
 
 def _shown(value: str) -> str:
-    value = value if len(value) <= 30 else value[:29] + "…"
-    return '"' + "".join(char if char.isprintable() else " " for char in value) + '"'
+    return '"' + "".join(char if char.isprintable() else " " for char in _short(value)) + '"'
+
+
+def _short(value: str) -> str:
+    """As it may stand in a header."""
+    return value if len(value) <= 30 else value[:29] + "…"

@@ -100,6 +100,13 @@ def test_what_changes_nothing_is_told_once() -> None:
     )
 
 
+def test_what_is_told_fits_a_header_however_long_it_is() -> None:
+    tags = [f"{'x' * 20_000}{number}" for number in range(9)]
+    inside = "".join(f"<{'y' * number}{tag}/>" for number, tag in enumerate(tags))
+    (warning,) = without_ssml(SpeechBody(text=f"<speak>{inside}</speak>", language="en"))[1]
+    assert len(warning) < 250
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
