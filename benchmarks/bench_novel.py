@@ -9,10 +9,10 @@ import argparse
 import http.client
 import json
 import random
-import threading
 import time
 from typing import Any
 
+from benchmarks.background import Background
 from benchmarks.measure import describe, json_line, machine, percentile, table
 from benchmarks.service import Service, get_status
 from tasks.events import connect
@@ -36,29 +36,19 @@ def novel(characters: int) -> str:
     return "".join(sentences)[:characters]
 
 
-class Others(threading.Thread):
+class Others(Background):
     """Somebody who asks for the voices ten times a second, and how long each answer took."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
+        super().__init__(every_s=0.1)
         self.port = port
         self.took_s: list[float] = []
         self.failed = 0
-        self._ended = threading.Event()
 
-    def __enter__(self) -> "Others":
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.1):
-            began = time.perf_counter()
-            self.failed += get_status(self.port, "/voices") != 200
-            self.took_s.append(time.perf_counter() - began)
+    def step(self) -> None:
+        began = time.perf_counter()
+        self.failed += get_status(self.port, "/voices") != 200
+        self.took_s.append(time.perf_counter() - began)
 
 
 def call(port: int, method: str, path: str, body: bytes = b"") -> Any:
@@ -71,16 +61,17 @@ def call(port: int, method: str, path: str, body: bytes = b"") -> Any:
     return found
 
 
-def measure(service: Service, characters: int) -> dict[str, Any]:
+def measure(service: Service, characters: int, chunk_chars: int) -> dict[str, Any]:
     """One novel from its submission to the end of its sound."""
     redis, text = connect(service.redis_url), novel(characters).encode()
     names = ("web", "files")
     before = {name: service.rss_bytes(name) for name in names}
     used = peak_redis = int(redis.info("memory")["used_memory"])  # type: ignore[index]
     peaks = dict(before)
+    path = f"/synthesize/long?target_chunk_chars={chunk_chars}&max_chunk_chars={chunk_chars}"
     with Others(service.port) as others:
         began = time.perf_counter()
-        job = call(service.port, "POST", "/synthesize/long", text)
+        job = call(service.port, "POST", path, text)
         accepted_s, n_asked = time.perf_counter() - began, len(others.took_s)
         while job["state"] != "done":
             if job["state"] == "failed" or time.perf_counter() - began > LIMIT_S:
@@ -117,13 +108,16 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             service.start(name, command)
         service.wait_until_ready()
         # What a first job brings into memory is not a novel's.
-        measure(service, 5_000)
-        sizes = (20_000,) if arguments.quick else (100_000, 500_000, 1_000_000)
-        return [measure(service, size) for size in sizes]
+        measure(service, 5_000, arguments.chunk_chars)
+        sizes = [20_000] if arguments.quick else arguments.characters
+        return [measure(service, size, arguments.chunk_chars) for size in sizes]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    sizes = [100_000, 500_000, 1_000_000]
+    parser.add_argument("--characters", type=int, nargs="+", default=sizes)
+    parser.add_argument("--chunk-chars", type=int, default=300, help="most of a chunk")
     parser.add_argument("--quick", action="store_true", help="a short story")
     facts = machine("redis", "celery", "gunicorn", "flask")
     print(describe(facts))

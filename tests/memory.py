@@ -1,9 +1,10 @@
 """Resident memory of running processes, sampled while something happens (Linux only)."""
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks.background import Background
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -22,28 +23,18 @@ def resident_bytes(group: int) -> int:
     return total
 
 
-class Peaks(threading.Thread):
+class Peaks(Background):
     """Samples every probe ten times a second; ``growth`` is the peak above the first sample."""
 
     def __init__(self, probes: dict[str, Callable[[], int]]) -> None:
-        super().__init__(daemon=True)
+        super().__init__(every_s=0.1)
         self.probes = probes
         self.first = {name: probe() for name, probe in probes.items()}
         self.peak = dict(self.first)
-        self._ended = threading.Event()
 
-    def __enter__(self) -> "Peaks":
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.1):
-            for name, probe in self.probes.items():
-                self.peak[name] = max(self.peak[name], probe())
+    def step(self) -> None:
+        for name, probe in self.probes.items():
+            self.peak[name] = max(self.peak[name], probe())
 
     @property
     def growth(self) -> dict[str, int]:

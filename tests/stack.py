@@ -2,12 +2,12 @@
 
 import ctypes
 import importlib.util
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import redis
 import requests
 
+from benchmarks.background import Background
 from tasks.workers import WorkerRecord, WorkerRecords
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -264,30 +265,20 @@ class Stack:
             yield response
 
 
-class Stalls(threading.Thread):
-    """Notes how long this process stood still, as the whole machine may have, while it is used as
-    a context manager: ``worst_s`` is the longest pause.
+class Stalls(Background):
+    """Notes how long this process stood still, as the whole machine may have: ``worst_s`` is the
+    longest pause.
     """
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(every_s=0.01)
         self.worst_s = 0.0
-        self._ended = threading.Event()
+        self._before = math.inf
 
-    def __enter__(self) -> "Stalls":
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        before = time.monotonic()
-        while not self._ended.wait(0.01):
-            now = time.monotonic()
-            self.worst_s = max(self.worst_s, now - before - 0.01)
-            before = now
+    def step(self) -> None:
+        now = time.monotonic()
+        self.worst_s = max(self.worst_s, now - self._before - 0.01)
+        self._before = now
 
 
 def fill(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from supertonic.download import (
 )
 from supertonic.errors import DownloadError
 from tests.hub_stand_in import COMMIT, StandInHub
-from tests.stack import wait_for
+from tests.stack import closed_port, wait_for
 
 BLOCK = 10 * 1024 * 1024  # what the hub library keeps of an interrupted transfer is a multiple
 CONTENT = random.Random(1).randbytes(int(2.5 * BLOCK))
@@ -165,8 +165,8 @@ def test_a_file_the_hub_does_not_have_is_named(hub: StandInHub, tmp_path: Path) 
 
 
 def test_without_a_network_the_error_says_how_to_place_the_files_by_hand(tmp_path: Path) -> None:
-    with pytest.raises(HubUnreachable) as caught:
-        download(tmp_path, WANTED, endpoint=f"http://127.0.0.1:{closed_port()}")
+    with closed_port() as port, pytest.raises(HubUnreachable) as caught:
+        download(tmp_path, WANTED, endpoint=f"http://127.0.0.1:{port}")
     message = str(caught.value)
     assert f"supertonic.safetensors from {MODEL_REPO} in {tmp_path}" in message
     assert "F5.json" in message and str(tmp_path / "voice_styles") in message
@@ -201,13 +201,14 @@ def test_if_missing_is_content_without_a_network_but_a_plain_download_is_not(
     tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-m", "supertonic", "download", "--model-dir", str(tmp_path)]
-    command += ["--endpoint", f"http://127.0.0.1:{closed_port()}"]
-    plain = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    with closed_port() as port:
+        command += ["--endpoint", f"http://127.0.0.1:{port}"]
+        plain, tolerant = (
+            subprocess.run(each, capture_output=True, text=True, timeout=60)
+            for each in (command, [*command, "--if-missing"])
+        )
     assert plain.returncode == 1
     assert plain.stderr.startswith("error: cannot fetch") and plain.stderr.count("\n") == 1
-    tolerant = subprocess.run(
-        [*command, "--if-missing"], capture_output=True, text=True, timeout=60
-    )
     assert tolerant.returncode == 0
     assert "built-in voice" in tolerant.stdout and tolerant.stdout.count("\n") == 1
 
@@ -231,8 +232,3 @@ def test_published_files_placed_by_hand_are_recognised_and_not_sent_again(
     report = download(tmp_path, WANTED, endpoint=hub.url)
     assert report.fetched == []
     assert {method for method, _, _ in hub.requests} == {"HEAD"}
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
